@@ -1,0 +1,212 @@
+"""What every stage shares: its configuration, its paths, an output that appears whole or not at all, its report.
+
+A stage module holds `run(cfg)` and ends with `if __name__ == "__main__": main(run)`; it is called as
+`python -m pipeline.<stage> variant=<name> precision=<name>` from the root of the checkout.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.progress import track as rich_track
+
+ROOT = Path(__file__).resolve().parent.parent
+Item = TypeVar("Item")
+
+
+class PipelineError(Exception):
+    """Bad input or a failed gate; the message is one line for people: what is wrong, where, what to do."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The directories of one cell of the matrix; each is the only output of one stage."""
+
+    checkpoint: Path
+    model: Path
+    ir: Path
+    compressed: Path
+    bundle: Path
+    smoke: Path
+
+
+def paths(cfg: DictConfig) -> Paths:
+    """Where the stages of `cfg.variant` and `cfg.precision` read and write."""
+    variant = Path(cfg.artifacts) / cfg.variant.name
+    cell = variant / cfg.precision.name
+    return Paths(
+        checkpoint=variant / "checkpoint",
+        model=variant / "model",
+        ir=variant / "ir",
+        compressed=cell / "ir",
+        bundle=cell / "bundle",
+        smoke=cell / "smoke",
+    )
+
+
+def configuration(overrides: Sequence[str] = ()) -> DictConfig:
+    """Composes conf/ with Hydra overrides such as `variant=tiny-base`.
+
+    Raises PipelineError for an override that Hydra refuses; an unknown name in a group lists the known ones.
+    """
+    try:
+        with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    except MissingConfigException as error:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if error.options is None:
+            raise PipelineError(one_line(error)) from error
+        raise PipelineError(f"unknown {group} {name!r}; known: {', '.join(sorted(error.options))}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PipelineError(one_line(error)) from error
+
+
+def main(stage: Callable[[DictConfig], None]) -> None:
+    """Runs a stage with the overrides on the command line. An expected error is one line and exit code 1."""
+    try:
+        stage(configuration(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted; earlier outputs are untouched", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, expected_errors()):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors of the world and of the input, not of the program.
+
+    An error of a package can only have been raised where that package is loaded, so none is imported for it.
+    """
+    found: list[type[Exception]] = [PipelineError, OSError, OmegaConfBaseException]
+    for module, name in (
+        ("model_src", "CheckpointError"),
+        ("qwen3_tts_ov.errors", "Qwen3TTSError"),
+        ("safetensors", "SafetensorError"),
+        ("huggingface_hub.errors", "HfHubHTTPError"),
+        ("httpx2", "HTTPError"),
+    ):
+        error = getattr(sys.modules.get(module), name, None)
+        if error is not None:
+            found.append(error)
+    return tuple(found)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; the class's name where it has none."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def output(path: Path) -> Iterator[Path]:
+    """A fresh directory beside `path` that takes its place when the block ends, and vanishes when it raises.
+
+    Until then whatever stood at `path` stays untouched. Nothing is written in place: DVC may have linked the files
+    there to its cache. What a killed run left beside `path` is removed first.
+
+    Raises PipelineError when another run is writing the same output.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
+    lock = os.open(fresh, os.O_RDONLY)
+    try:
+        # Held until the process is gone, however it goes; it tells a run at work from a leftover.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh.chmod(0o777 & ~current_umask())
+        yield fresh
+        sync(fresh)
+        swap(fresh, path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Removes what killed runs left beside `path`, and puts back the old output of one killed between two renames."""
+    for fresh in path.parent.glob(f".{path.name}.*.new"):
+        lock = os.open(fresh, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(f"{path}: another run is writing it; wait for that one to end") from None
+        finally:
+            os.close(lock)
+        shutil.rmtree(fresh)
+    for old in path.parent.glob(f".{path.name}.*.old"):
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+
+
+def sync(directory: Path) -> None:
+    """Writes a tree through to the disk, so that a rename never outlives its data."""
+    for folder, _, names in os.walk(directory):
+        for name in [*names, "."]:
+            handle = os.open(Path(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def swap(fresh: Path, path: Path) -> None:
+    """Renames `fresh` to `path`; what stood there steps aside first and is then removed."""
+    old = fresh.with_suffix(".old")
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        fresh.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def current_umask() -> int:
+    """The umask, which the system only tells while setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON of one spelling: sorted keys, indented, one newline at the end; NaN is refused."""
+    text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def report(directory: Path, data: dict[str, Any]) -> None:
+    """Writes what a stage measured beside what it made, so that both appear together."""
+    write_json(directory / "report.json", data)
+
+
+def track(items: Sequence[Item], description: str) -> Iterator[Item]:
+    """Yields the items under a progress bar on a terminal, with one plain line for each elsewhere."""
+    if sys.stderr.isatty():
+        yield from rich_track(items, description=description, console=Console(stderr=True))
+        return
+    for number, item in enumerate(items, start=1):
+        print(f"{description} {number}/{len(items)}: {item}", file=sys.stderr, flush=True)
+        yield item
