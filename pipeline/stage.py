@@ -202,6 +202,17 @@ def report(directory: Path, data: dict[str, Any]) -> None:
     write_json(directory / "report.json", data)
 
 
+def read_report(directory: Path) -> dict[str, Any]:
+    """The report of an earlier stage. Raises PipelineError where that stage has not run."""
+    try:
+        data: dict[str, Any] = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{directory} is missing; run the stage that makes it, or `dvc repro`") from None
+    except ValueError as error:
+        raise PipelineError(f"{directory}/report.json is damaged ({error}); run its stage again") from None
+    return data
+
+
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:
     """Yields the items under a progress bar on a terminal, with one plain line for each elsewhere."""
     if sys.stderr.isatty():

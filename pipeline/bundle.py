@@ -1,0 +1,245 @@
+"""bundle: puts the compressed graphs, the tokenizer and the configuration under a manifest that says what they are.
+
+The same inputs give the same bytes and so the same bundle id: no clock and no machine enters a hashed part.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import openvino as ov
+from omegaconf import DictConfig, OmegaConf
+from tokenizers import Tokenizer
+from transformers import Qwen2Tokenizer
+
+from pipeline.stage import ROOT, Paths, PipelineError, main, output, paths, read_report, write_json
+
+FORMAT = 1
+SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
+CONFIGURATION = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
+# Evidence and provenance may differ between two machines that make the same files.
+NOT_HASHED = ("bundle_id", "evidence", "provenance")
+# What decides the content of a bundle; a change elsewhere, as in dvc.lock, leaves the checkout clean.
+SOURCES = (
+    "conf",
+    "model_src",
+    "pipeline",
+    "qwen3_tts_ov",
+    "constraints.txt",
+    "dvc.yaml",
+    "params.yaml",
+    "pyproject.toml",
+)
+TOKENIZER_PROBES = (
+    "<|im_start|>assistant\nHello, world!<|im_end|>\n<|im_start|>assistant\n",
+    "  It's 12:30 -- naïve café, cafe\u0301, ﬁne\u200b.\r\n\n\tEnd  ",
+    "你好，世界。こんにちは 안녕하세요 Привет שלום नमस्ते 🎙️👩‍🚀",
+)
+
+
+def run(cfg: DictConfig) -> None:
+    """Writes artifacts/<variant>/<precision>/bundle."""
+    where = paths(cfg)
+    with output(where.bundle) as bundle:
+        add_graphs(where.compressed, bundle)
+        add_configuration(where.checkpoint, bundle)
+        write_tokenizer(where.checkpoint, bundle / "tokenizer.json")
+        manifest = describe(cfg, where, bundle)
+        jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
+        write_json(bundle / "manifest.json", manifest)
+        write_checksums(bundle)
+    print(f"{where.bundle}: {len(manifest['components'])} components, id {manifest['bundle_id'][:12]}")
+
+
+def add_graphs(compressed: Path, bundle: Path) -> None:
+    """Links the compressed graphs into the bundle; a stage replaces its files and never writes into them."""
+    read_report(compressed)
+    for source in sorted(compressed.iterdir()):
+        if source.suffix in (".xml", ".bin"):
+            try:
+                os.link(source, bundle / source.name)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(source, bundle / source.name)
+
+
+def add_configuration(checkpoint: Path, bundle: Path) -> None:
+    """Copies what the runtime reads of the checkpoint, byte for byte."""
+    for name in CONFIGURATION:
+        (bundle / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(checkpoint / name, bundle / name)
+
+
+def write_tokenizer(checkpoint: Path, path: Path) -> None:
+    """Writes the checkpoint's vocabulary, merges and special tokens as one tokenizer.json.
+
+    Raises PipelineError when the `tokenizers` library alone, which the runtime has, reads other ids from it.
+    """
+    source = Qwen2Tokenizer.from_pretrained(str(checkpoint), local_files_only=True)
+    source.backend_tokenizer.save(str(path), pretty=False)
+    tokenizer = Tokenizer.from_file(str(path))
+    for probe in TOKENIZER_PROBES:
+        if tokenizer.encode(probe).ids != source(probe)["input_ids"]:
+            raise PipelineError(
+                f"{path.name} gives other ids than {checkpoint}/vocab.json and merges.txt for {probe!r}"
+            )
+    config = read_json(checkpoint / "config.json")
+    for token, key in (("<|im_start|>", "im_start_token_id"), ("<|im_end|>", "im_end_token_id")):
+        if tokenizer.token_to_id(token) != config[key]:
+            raise PipelineError(
+                f"{checkpoint}: {token} is {tokenizer.token_to_id(token)} in tokenizer_config.json and vocab.json "
+                f"but {config[key]} as {key} in config.json"
+            )
+
+
+def describe(cfg: DictConfig, where: Paths, bundle: Path) -> dict[str, Any]:
+    """The manifest of the files that lie in `bundle`."""
+    config = read_json(bundle / "config.json")
+    speech = read_json(bundle / "speech_tokenizer/config.json")
+    source = read_report(where.checkpoint)
+    components = {path.stem: component(path) for path in sorted(bundle.glob("*.xml"))}
+    manifest = {
+        "format": FORMAT,
+        "variant": cfg.variant.name,
+        "kind": config["tts_model_type"],
+        "precision": cfg.precision.name,
+        "layout": cfg.layout.name,
+        "source": {"repo": source["source"], "revision": source["revision"], "files": source["files"]},
+        "minimum_openvino": ".".join(version("openvino").split(".")[:2]),
+        "sample_rate": speech["output_sample_rate"],
+        "samples_per_frame": speech["decode_upsample_rate"],
+        "components": components,
+        "files": {name: fingerprint(bundle / name) for name in list_files(bundle)},
+        "languages": sorted(config["talker_config"]["codec_language_id"]),
+        "speakers": sorted(config["talker_config"].get("spk_id") or {}),
+        "generation": read_json(bundle / "generation_config.json"),
+        "placement": placement(cfg, list(components)),
+        "evidence": {
+            stage: without_measured(read_report(directory))
+            for stage, directory in (
+                ("build", where.model),
+                ("export", where.ir),
+                ("compress", where.compressed),
+            )
+        },
+        "provenance": provenance(cfg),
+    }
+    return manifest | {"bundle_id": bundle_id(manifest)}
+
+
+def component(xml: Path) -> dict[str, Any]:
+    """Ports, states and weight dtypes of one graph, read from the IR itself."""
+    try:
+        model = ov.Core().read_model(xml)
+    except RuntimeError as error:
+        raise PipelineError(f"{xml.name}: OpenVINO cannot read it ({error}); run export and compress again") from error
+    weights: Counter[str] = Counter()
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Constant":
+            weights[operation.get_element_type().get_type_name()] += operation.get_byte_size()
+    return {
+        "xml": xml.name,
+        "bin": xml.with_suffix(".bin").name,
+        "inputs": {port.any_name: describe_port(port) for port in model.inputs},
+        "outputs": {port.any_name: describe_port(port) for port in model.outputs},
+        "states": len(model.get_variables()),
+        "precision": dict(weights),
+    }
+
+
+def describe_port(port: Any) -> dict[str, Any]:
+    """Shape and element type of a port; -1 stands for a dimension that the caller chooses."""
+    shape = [axis.get_length() if axis.is_static else -1 for axis in port.get_partial_shape()]
+    return {"shape": shape, "dtype": port.get_element_type().get_type_name()}
+
+
+def placement(cfg: DictConfig, components: list[str]) -> dict[str, dict[str, Any]]:
+    """The recommended compile properties of every component on every device that conf/device knows."""
+    devices: Any = OmegaConf.to_container(cfg.device.placement, resolve=True)
+    return {
+        device: {name: chosen.get(name, chosen.get("default", {})) for name in components}
+        for device, chosen in devices.items()
+    }
+
+
+def provenance(cfg: DictConfig) -> dict[str, Any]:
+    """Which code, configuration and tools made the bundle."""
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    config = {key: resolved[key] for key in ("variant", "precision", "layout", "device", "seed")}
+    packages = ("torch", "openvino", "nncf", "transformers", "tokenizers", "numpy")
+    return {
+        "git": git_state(),
+        "config": config,
+        "config_sha256": canonical_sha256(config),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of this checkout and whether what decides a bundle differs from it; no commit outside of git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--", *SOURCES)),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": True}
+
+
+def bundle_id(manifest: dict[str, Any]) -> str:
+    """The sha256 of the manifest's hashed parts."""
+    return canonical_sha256({key: value for key, value in manifest.items() if key not in NOT_HASHED})
+
+
+def canonical_sha256(data: Any) -> str:
+    """The sha256 of JSON in its one spelling: sorted keys, no blanks, UTF-8."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_measured(data: Any) -> Any:
+    """A report without what depends on the machine and the hour."""
+    if isinstance(data, dict):
+        return {key: without_measured(value) for key, value in data.items() if key != "measured"}
+    return [without_measured(value) for value in data] if isinstance(data, list) else data
+
+
+def list_files(directory: Path) -> list[str]:
+    """Relative paths of all files below a directory, sorted."""
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of a file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_checksums(bundle: Path) -> None:
+    """Writes SHA256SUMS over every file, the manifest included, for `sha256sum --check`."""
+    lines = [f"{fingerprint(bundle / name)['sha256']}  {name}\n" for name in list_files(bundle)]
+    (bundle / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of the checkpoint. Raises PipelineError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PipelineError(f"{path} is not JSON ({error}); download the checkpoint again") from error
+
+
+if __name__ == "__main__":
+    main(run)
