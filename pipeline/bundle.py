@@ -21,12 +21,10 @@ from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
 from pipeline.stage import ROOT, Paths, PipelineError, main, output, paths, read_report, write_json
+from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id, sha256
 
-FORMAT = 1
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
 CONFIGURATION = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
-# Evidence and provenance may differ between two machines that make the same files.
-NOT_HASHED = ("bundle_id", "evidence", "provenance")
 # What decides the content of a bundle; a change elsewhere, as in dvc.lock, leaves the checkout clean.
 SOURCES = (
     "conf",
@@ -53,9 +51,10 @@ def run(cfg: DictConfig) -> None:
         add_configuration(where.checkpoint, bundle)
         write_tokenizer(where.checkpoint, bundle / "tokenizer.json")
         manifest = describe(cfg, where, bundle)
-        jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
+        validate(manifest)
         write_json(bundle / "manifest.json", manifest)
         write_checksums(bundle)
+        Bundle.load(bundle)  # as a user's runtime would
     print(f"{where.bundle}: {len(manifest['components'])} components, id {manifest['bundle_id'][:12]}")
 
 
@@ -134,6 +133,14 @@ def describe(cfg: DictConfig, where: Paths, bundle: Path) -> dict[str, Any]:
     return manifest | {"bundle_id": bundle_id(manifest)}
 
 
+def validate(manifest: dict[str, Any]) -> None:
+    """Raises PipelineError naming the first key that the published schema refuses."""
+    try:
+        jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    except jsonschema.ValidationError as error:
+        raise PipelineError(f"manifest.json: {error.json_path}: {error.message}") from error
+
+
 def component(xml: Path) -> dict[str, Any]:
     """Ports, states and weight dtypes of one graph, read from the IR itself."""
     try:
@@ -198,11 +205,6 @@ def git_state() -> dict[str, Any]:
         return {"commit": None, "dirty": True}
 
 
-def bundle_id(manifest: dict[str, Any]) -> str:
-    """The sha256 of the manifest's hashed parts."""
-    return canonical_sha256({key: value for key, value in manifest.items() if key not in NOT_HASHED})
-
-
 def canonical_sha256(data: Any) -> str:
     """The sha256 of JSON in its one spelling: sorted keys, no blanks, UTF-8."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -223,13 +225,12 @@ def list_files(directory: Path) -> list[str]:
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size in bytes and sha256 of a file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write_checksums(bundle: Path) -> None:
     """Writes SHA256SUMS over every file, the manifest included, for `sha256sum --check`."""
-    lines = [f"{fingerprint(bundle / name)['sha256']}  {name}\n" for name in list_files(bundle)]
+    lines = [f"{sha256(bundle / name)}  {name}\n" for name in list_files(bundle)]
     (bundle / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 
 
