@@ -1,0 +1,235 @@
+"""Loading a released checkpoint's tensors into the networks: safetensors only, strict, without copies.
+
+All that differs between the checkpoint's names and ours stands in `NETWORKS`. Each tensor must be used exactly once
+and each parameter be set; `UNUSED` lists what the official code loads and never runs. Networks are built on the meta
+device and given the file's own memory-mapped tensors, so bfloat16 weights stay bfloat16 and are paged in as needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .code_predictor import CodePredictor
+from .config import CheckpointConfig
+from .layers import Embedding
+from .speaker_encoder import SpeakerEncoder
+from .speech_decoder import SpeechDecoder
+from .speech_encoder import SpeechEncoder
+from .talker import Talker, TextEmbedding
+
+
+class CheckpointError(ValueError):
+    """Weights that do not fit their configuration; the message names the file or the tensors."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """How one network is built from the configuration, and where the checkpoint keeps its parameters.
+
+    `names` rewrites the start of a parameter's name into the checkpoint's; the first pattern that matches counts.
+    """
+
+    build: Callable[[CheckpointConfig], nn.Module]
+    names: Callable[[CheckpointConfig], list[tuple[str, str]]]
+
+
+def _talker_names(_: CheckpointConfig) -> list[tuple[str, str]]:
+    return [(r"codec_head\.", "talker.codec_head."), (r"", "talker.model.")]
+
+
+def _code_predictor_names(_: CheckpointConfig) -> list[tuple[str, str]]:
+    root = "talker.code_predictor."
+    return [
+        (r"projection\.", root + "small_to_mtp_projection."),
+        (r"embeddings\.", root + "model.codec_embedding."),
+        (r"heads\.", root + "lm_head."),
+        (r"", root + "model."),
+    ]
+
+
+def _speech_decoder_names(config: CheckpointConfig) -> list[tuple[str, str]]:
+    blocks = len(config.speech_tokenizer.decoder_config.upsample_rates)
+    names = [
+        (r"semantic\.tables", "decoder.quantizer.rvq_first.vq.layers.{}._codebook.embedding_sum"),
+        (r"acoustic\.tables", "decoder.quantizer.rvq_rest.vq.layers.{}._codebook.embedding_sum"),
+        (r"semantic\.", "decoder.quantizer.rvq_first."),
+        (r"acoustic\.", "decoder.quantizer.rvq_rest."),
+        (r"transformer\.", "decoder.pre_transformer."),
+        (r"upsamples\.(\d+)\.", r"decoder.upsample.\1.0."),
+        (r"convnexts\.(\d+)\.", r"decoder.upsample.\1.1."),
+        (r"first_conv\.", "decoder.decoder.0."),
+        (r"last_act\.", f"decoder.decoder.{blocks + 1}."),
+        (r"last_conv\.", f"decoder.decoder.{blocks + 2}."),
+    ]
+    for index in range(blocks):
+        theirs = f"decoder.decoder.{index + 1}.block."
+        names += [(rf"blocks\.{index}\.act\.", theirs + "0."), (rf"blocks\.{index}\.upsample\.", theirs + "1.")]
+        names += [(rf"blocks\.{index}\.units\.{unit}\.", f"{theirs}{unit + 2}.") for unit in range(3)]
+    return [*names, (r"", "decoder.")]
+
+
+def _speech_encoder_names(config: CheckpointConfig) -> list[tuple[str, str]]:
+    mimi = config.speech_tokenizer.encoder_config
+    units, strides = mimi.num_residual_layers, len(mimi.upsampling_ratios)
+    seanet, rvq = "encoder.encoder.layers.", "encoder.quantizer.{}_residual_vector_quantizer."
+    names = []
+    for kind in ("semantic", "acoustic"):
+        names += [(rf"{kind}\.tables", rvq.format(kind) + "layers.{}.codebook.embed_sum")]
+        names += [(rf"{kind}\.", rvq.format(kind))]
+    # SEANet's layers in one list: a convolution; for each stride the units, an ELU, a convolution; an ELU, a convolution.
+    names += [(r"first_conv\.", seanet + "0.")]
+    for block in range(strides):
+        start = 1 + block * (units + 2)
+        for unit in range(units):
+            ours, theirs = rf"blocks\.{block}\.units\.{unit}\.", f"{seanet}{start + unit}.block."
+            names += [(ours + r"conv1\.", theirs + "1."), (ours + r"conv2\.", theirs + "3.")]
+        names += [(rf"blocks\.{block}\.downsample\.", f"{seanet}{start + units + 1}.")]
+    names += [(r"last_conv\.", f"{seanet}{2 + strides * (units + 2)}.")]
+    names += [(r"layers\.(\d+)\.(fc[12])\.", r"encoder.encoder_transformer.layers.\1.mlp.\2.")]
+    return [*names, (r"layers\.", "encoder.encoder_transformer.layers."), (r"", "encoder.")]
+
+
+NETWORKS: dict[str, Network] = {
+    "text_embedding": Network(
+        lambda config: TextEmbedding(config.talker_config),
+        lambda _: [(r"table\.", "talker.model.text_embedding."), (r"", "talker.text_projection.")],
+    ),
+    "codec_embedding": Network(
+        lambda config: Embedding(config.talker_config.vocab_size, config.talker_config.hidden_size),
+        lambda _: [(r"", "talker.model.codec_embedding.")],
+    ),
+    "talker": Network(lambda config: Talker(config.talker_config), _talker_names),
+    "code_predictor": Network(lambda config: CodePredictor(config.talker_config), _code_predictor_names),
+    "speech_decoder": Network(
+        lambda config: SpeechDecoder(config.speech_tokenizer.decoder_config), _speech_decoder_names
+    ),
+    "speech_encoder": Network(lambda config: SpeechEncoder(config.speech_tokenizer), _speech_encoder_names),
+    "speaker_encoder": Network(
+        lambda config: SpeakerEncoder(config.speaker_encoder_config),
+        lambda _: [(r"", "speaker_encoder.")],
+    ),
+}
+
+# Tensors that released checkpoints hold and inference never reads: projections into the decoder's codebooks and out of
+# the encoder's, the encoder's codebooks past those in use, and flags of the codebooks' training.
+UNUSED = re.compile(
+    r"decoder\.quantizer\.rvq_(first|rest)\.input_proj\.weight"
+    r"|encoder\.quantizer\.(semantic|acoustic)_residual_vector_quantizer\.output_proj\.weight"
+    r"|encoder\.quantizer\.\w+\.layers\.\d+\.codebook\.(embed_sum|cluster_usage|initialized)"
+)
+_USAGE_FLOOR = 1e-5  # the official codebooks divide by at least this
+
+
+class Checkpoint:
+    """A checkpoint folder: its configuration, and its tensors by name.
+
+    Opening it reads the configuration and the files' headers alone. Raises ConfigError and CheckpointError.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = CheckpointConfig.load(folder)
+        self.names = tuple(n for n in NETWORKS if n != "speaker_encoder" or self.config.speaker_encoder_config)
+        self._files: dict[str, safe_open] = {}  # tensor name -> the open file that holds it
+        for path in [*_shards(folder), folder / "speech_tokenizer" / "model.safetensors"]:
+            self._open(path)
+
+    def load(self, name: str) -> nn.Module:
+        """One network with its weights, for inference. Raises CheckpointError for missing or misshapen tensors."""
+        network = self._empty(name)
+        missing, misshapen, state = [], [], {}
+        for parameter, value in network.state_dict().items():
+            sources = self._sources(name, parameter, value)
+            absent = [source for source in sources if source not in self._files]
+            if absent:
+                missing += absent
+                continue
+            tensor = self._codebooks(sources) if parameter.endswith("tables") else self.tensor(sources[0])
+            if tensor.shape != value.shape:
+                misshapen.append(f"{sources[0]} is {list(tensor.shape)}, config.json makes it {list(value.shape)}")
+            state[parameter] = tensor
+        if missing or misshapen:
+            raise CheckpointError(f"{self.folder}: {name} does not fit its weights: {_listed(missing, misshapen)}")
+        network.load_state_dict(state, strict=True, assign=True)
+        return network.eval().requires_grad_(False)
+
+    def verify(self) -> None:
+        """Check that every tensor is used once and that every parameter has one. Raises CheckpointError."""
+        used: list[str] = []
+        for name in self.names:
+            for parameter, value in self._empty(name).state_dict().items():
+                used += self._sources(name, parameter, value)
+        missing = [name for name in used if name not in self._files]
+        unknown = [name for name in self._files if name not in set(used) and not UNUSED.fullmatch(name)]
+        if missing or unknown:
+            raise CheckpointError(f"{self.folder}: the weights do not fit config.json: {_listed(missing, unknown=unknown)}")
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor in its stored dtype, backed by the mapped file."""
+        return self._files[name].get_tensor(name)
+
+    def _empty(self, name: str) -> nn.Module:
+        with torch.device("meta"):
+            return NETWORKS[name].build(self.config)
+
+    def _sources(self, network: str, parameter: str, value: Tensor) -> list[str]:
+        """The checkpoint's name for a parameter; for codebook tables, the sums and the usages of each codebook."""
+        for pattern, theirs in NETWORKS[network].names(self.config):
+            if re.match(pattern, parameter):
+                name = re.sub("^" + pattern, theirs, parameter, count=1)
+                break
+        if not parameter.endswith("tables"):
+            return [name]
+        sums = [name.format(index) for index in range(value.shape[0])]
+        return sums + [_sibling(source, "cluster_usage") for source in sums]
+
+    def _codebooks(self, sources: list[str]) -> Tensor:
+        """Codebook rows: sums of what training assigned to them over how often it did."""
+        sums, usages = sources[: len(sources) // 2], sources[len(sources) // 2 :]
+        pairs = zip(sums, usages, strict=True)
+        return torch.stack(
+            [self.tensor(rows) / self.tensor(usage).clamp(min=_USAGE_FLOOR)[:, None] for rows, usage in pairs]
+        )
+
+    def _open(self, path: Path) -> None:
+        try:
+            file = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); download it again") from None
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            if name in self._files:
+                raise CheckpointError(f"{path}: tensor {name} stands in two files")
+            self._files[name] = file
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The main weight files: one, or those that an index names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{index}: names a file outside its folder")
+    return [folder / name for name in names]
+
+
+def _sibling(name: str, last: str) -> str:
+    return f"{name.rpartition('.')[0]}.{last}"
+
+
+def _listed(missing: list[str], misshapen: list[str] | None = None, unknown: list[str] | None = None) -> str:
+    """What is wrong, in one line, at most five names of each kind."""
+    parts = []
+    for label, names in (("missing", missing), ("unknown", unknown or []), ("of another shape", misshapen or [])):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            parts.append(f"{label}: {', '.join(names[:5])}{more}")
+    return "; ".join(parts)

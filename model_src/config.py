@@ -1,0 +1,243 @@
+"""A checkpoint's configuration, as frozen dataclasses read from its config.json files.
+
+Unknown keys are tolerated (a released file holds dozens that describe nothing of the network). A missing key without a
+default, a value of another type, and values that cannot belong to one network are refused with the key's full name.
+Defaults are those of the official configuration classes, for keys that released files leave out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config.json that does not describe a Qwen3-TTS 12 Hz checkpoint; the message names the key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What every decoder-only transformer here shares. Sizes in features, `sliding_window` in positions."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float
+
+    def check(self, where: str) -> None:
+        _positive(self, where)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"{where}: num_attention_heads ({self.num_attention_heads}) is no multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"{where}.head_dim ({self.head_dim}) must be even for rotary positions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodePredictorConfig(TransformerConfig):
+    vocab_size: int = 2048
+    num_code_groups: int = 16
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkerConfig(TransformerConfig):
+    code_predictor_config: CodePredictorConfig
+    text_hidden_size: int
+    text_vocab_size: int
+    vocab_size: int
+    num_code_groups: int = 16
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        predictor = self.code_predictor_config
+        if predictor.num_code_groups != self.num_code_groups:
+            raise ConfigError(
+                f"{where}: num_code_groups is {self.num_code_groups}, but {predictor.num_code_groups} in "
+                "code_predictor_config"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerEncoderConfig:
+    enc_dim: int
+    sample_rate: int = 24_000
+    mel_dim: int = 128
+    enc_channels: tuple[int, ...] = (512, 512, 512, 512, 1536)
+    enc_kernel_sizes: tuple[int, ...] = (5, 3, 3, 3, 1)
+    enc_dilations: tuple[int, ...] = (1, 2, 3, 4, 1)
+    enc_attention_channels: int = 128
+    enc_res2net_scale: int = 8
+    enc_se_channels: int = 128
+
+    def check(self, where: str) -> None:
+        _positive(self, where)
+        if not len(self.enc_channels) == len(self.enc_kernel_sizes) == len(self.enc_dilations):
+            raise ConfigError(f"{where}: enc_channels, enc_kernel_sizes and enc_dilations differ in length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechDecoderConfig(TransformerConfig):
+    codebook_size: int
+    codebook_dim: int
+    num_quantizers: int
+    latent_dim: int
+    decoder_dim: int
+    sliding_window: int
+    upsample_rates: tuple[int, ...]
+    upsampling_ratios: tuple[int, ...]
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+
+    @property
+    def samples_per_frame(self) -> int:
+        return math.prod(self.upsample_rates) * math.prod(self.upsampling_ratios)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechEncoderConfig(TransformerConfig):
+    """Mimi's encoder. `upsampling_ratios` are the strides in reverse (the decoder's order, as Mimi states them)."""
+
+    audio_channels: int = 1
+    num_filters: int = 64
+    kernel_size: int = 7
+    last_kernel_size: int = 3
+    residual_kernel_size: int = 3
+    num_residual_layers: int = 1
+    dilation_growth_rate: int = 2
+    compress: int = 2
+    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    vector_quantization_hidden_dimension: int = 256
+    num_quantizers: int = 32
+    num_semantic_quantizers: int = 1
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechTokenizerConfig:
+    """speech_tokenizer/config.json. Rates in Hz, `*_rate` of coding in samples a frame."""
+
+    encoder_config: SpeechEncoderConfig
+    decoder_config: SpeechDecoderConfig
+    encoder_valid_num_quantizers: int = 16
+    input_sample_rate: int = 24_000
+    output_sample_rate: int = 24_000
+    decode_upsample_rate: int = 1920
+    encode_downsample_rate: int = 1920
+
+    def check(self, where: str) -> None:
+        _positive(self, where)
+        if self.decoder_config.samples_per_frame != self.decode_upsample_rate:
+            raise ConfigError(
+                f"{where}: decode_upsample_rate is {self.decode_upsample_rate}, but decoder_config's rates multiply "
+                f"to {self.decoder_config.samples_per_frame}"
+            )
+        if self.encoder_valid_num_quantizers > self.encoder_config.num_quantizers:
+            raise ConfigError(f"{where}: encoder_valid_num_quantizers exceeds encoder_config.num_quantizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """config.json and speech_tokenizer/config.json of one checkpoint."""
+
+    tts_model_type: str
+    tokenizer_type: str
+    talker_config: TalkerConfig
+    speech_tokenizer: SpeechTokenizerConfig
+    speaker_encoder_config: SpeakerEncoderConfig | None = None
+
+    def check(self, where: str) -> None:
+        kinds = ("base", "custom_voice", "voice_design")
+        if self.tts_model_type not in kinds:
+            raise ConfigError(f"{where}.tts_model_type is {self.tts_model_type!r}; known: {', '.join(kinds)}")
+        if self.tokenizer_type != "qwen3_tts_tokenizer_12hz":
+            raise ConfigError(f"{where}.tokenizer_type is {self.tokenizer_type!r}; only the 12 Hz tokenizer is supported")
+        if (self.speaker_encoder_config is not None) != (self.tts_model_type == "base"):
+            raise ConfigError(f"{where}: speaker_encoder_config belongs to base checkpoints, and only to them")
+        groups, coded = self.talker_config.num_code_groups, self.speech_tokenizer.decoder_config.num_quantizers
+        if groups != coded:
+            raise ConfigError(f"{where}: the talker has {groups} code groups, the speech decoder {coded} quantizers")
+        speaker = self.speaker_encoder_config
+        if speaker is not None and speaker.enc_dim != self.talker_config.hidden_size:
+            raise ConfigError(
+                f"{where}: speaker_encoder_config.enc_dim ({speaker.enc_dim}) differs from talker_config.hidden_size "
+                f"({self.talker_config.hidden_size})"
+            )
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> CheckpointConfig:
+        """Read a checkpoint folder's two config.json files. Raises ConfigError."""
+        main = _read(checkpoint / "config.json")
+        if main.get("tts_model_type") != "base":
+            main.pop("speaker_encoder_config", None)  # the official class writes a default one into every file
+        main["speech_tokenizer"] = _read(checkpoint / "speech_tokenizer" / "config.json")
+        return _build(cls, main, "config.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return data
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    """An instance of dataclass `cls` from a parsed JSON object, its nested dataclasses included."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} is not an object")
+    types = typing.get_type_hints(cls)
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.name in data:
+            values[field.name] = _convert(types[field.name], data[field.name], f"{where}.{field.name}")
+        elif field.default is dataclasses.MISSING:
+            raise ConfigError(f"{where}.{field.name} is missing")
+    config = cls(**values)
+    config.check(where)
+    return config
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`: int, float, str, tuple[int, ...], a dataclass, or one of these or None."""
+    options = typing.get_args(kind)
+    if type(None) in options:
+        return None if value is None else _convert(options[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, where)
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_convert(options[0], item, where) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{where} is {value!r}, not {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _positive(config: Any, where: str) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, int | float) and number <= 0 for number in numbers):
+            raise ConfigError(f"{where}.{field.name} is {value}; it must be above 0")

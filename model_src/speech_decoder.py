@@ -1,0 +1,250 @@
+"""The speech decoder: 16 codes a frame to 1920 samples of 24 kHz audio, causal throughout.
+
+Codebook lookup, a causal convolution, a transformer that sees 72 frames, ConvNeXt upsampling to 50 Hz and a
+convolutional decoder of SnakeBeta blocks. As every part looks back only so far, the network can run in pieces:
+what each part needs of the past is kept in a `History`, and pieces of any length give the samples of one whole pass.
+Official counterpart: `Qwen3TTSTokenizerV2Decoder` in qwen_tts/core/tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import SpeechDecoderConfig
+from .layers import Attention, Conv1d, LayerScale, Linear, RMSNorm, SwiGLU, causal_mask, rotary, rotate
+
+
+class History:
+    """What the network remembers between pieces, in the order in which its parts ask.
+
+    Starts from silence when `past` is None. After a pass, `present` is the past of the next one.
+    """
+
+    def __init__(self, past: Sequence[Tensor] | None = None) -> None:
+        self.past = past
+        self.present: list[Tensor] = []
+
+    def prepend(self, x: Tensor, length: int) -> Tensor:
+        """The last `length` steps before x [batch, channels, steps], joined with x; zeros before the start."""
+        if self.past is None:
+            joined = F.pad(x, (length, 0))
+        else:
+            joined = torch.cat((self.past[len(self.present)], x), dim=-1)
+        self.present.append(joined[..., -length:])
+        return joined
+
+    def prepend_seen(self, x: Tensor, length: int) -> Tensor:
+        """As `prepend` for x [batch, heads, steps, size], but only what has been: nothing before the start."""
+        joined = x if self.past is None else torch.cat((self.past[len(self.present)], x), dim=2)
+        self.present.append(joined[:, :, -length:])
+        return joined
+
+
+class CausalConv(nn.Module):
+    """A convolution of stride 1 that looks back only."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = Conv1d(inputs, outputs, kernel, dilation=dilation, groups=groups)
+        self.lookback = (kernel - 1) * dilation
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        return self.conv(history.prepend(x, self.lookback) if self.lookback else x)
+
+
+class CausalUpsample(nn.Module):
+    """A transposed convolution, `stride` times longer, whose outputs reach back over `kernel / stride` inputs."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(inputs, outputs, kernel, stride)
+        self.stride = stride
+        self.lookback = kernel // stride - 1
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        if not self.lookback:
+            return self.conv(x)
+        edge = self.lookback * self.stride  # outputs that belong to the past, and those that await the future
+        return self.conv(history.prepend(x, self.lookback))[..., edge:-edge]
+
+
+class Codebooks(nn.Module):
+    """Residual vector quantisation, looked up: the sum of one row from each codebook, projected to the latent width."""
+
+    def __init__(self, count: int, codes: int, size: int, outputs: int) -> None:
+        super().__init__()
+        self.tables = nn.Parameter(torch.empty(count, codes, size))
+        self.output_proj = Conv1d(size, outputs, 1, bias=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """[batch, count, frames] to [batch, outputs, frames]."""
+        rows = F.embedding(codes[:, 0], self.tables[0])
+        for index in range(1, self.tables.shape[0]):
+            rows = rows + F.embedding(codes[:, index], self.tables[index])
+        return self.output_proj(rows.to(torch.float32).transpose(1, 2))
+
+
+class WindowedLayer(nn.Module):
+    """A transformer layer that attends over the last `window` frames, with layer scale on both branches."""
+
+    def __init__(self, config: SpeechDecoderConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.window = config.sliding_window
+        self.input_layernorm = RMSNorm(size, config.rms_norm_eps)
+        self.self_attn = Attention(size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.self_attn_layer_scale = LayerScale(size)
+        self.post_attention_layernorm = RMSNorm(size, config.rms_norm_eps)
+        self.mlp = SwiGLU(size, config.intermediate_size)
+        self.mlp_layer_scale = LayerScale(size)
+
+    def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor, history: History) -> Tensor:
+        queries, keys, values = self.self_attn.project(self.input_layernorm(x))
+        # Keys are remembered before rotation: positions count from the oldest remembered frame, which rotary
+        # attention cannot tell from counting since the start, and which stays exact however long the speech gets.
+        keys = history.prepend_seen(keys, self.window - 1)
+        values = history.prepend_seen(values, self.window - 1)
+        cos, sin = positions
+        new = queries.shape[2]
+        queries = rotate(queries, cos[:, :, -new:], sin[:, :, -new:])
+        attended = self.self_attn.attend(queries, rotate(keys, cos, sin), values, mask)
+        x = x + self.self_attn_layer_scale(attended)
+        return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+
+
+class WindowedTransformer(nn.Module):
+    def __init__(self, config: SpeechDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input_proj = Linear(config.latent_dim, config.hidden_size)
+        self.layers = nn.ModuleList(WindowedLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.output_proj = Linear(config.hidden_size, config.latent_dim)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        """[batch, frames, latent] to the same."""
+        config = self.config
+        seen = 0 if history.past is None else history.past[len(history.present)].shape[2]
+        keys = torch.arange(seen + x.shape[1])
+        mask = causal_mask(keys[None, seen:], keys, config.sliding_window)
+        positions = rotary(keys[None], config.head_dim, config.rope_theta)
+        x = self.input_proj(x)
+        for layer in self.layers:
+            x = layer(x, positions, mask, history)
+        return self.output_proj(self.norm(x))
+
+
+class ConvNeXt(nn.Module):
+    """A ConvNeXt block (Liu et al. 2022, arXiv 2201.03545) with a causal depthwise convolution."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.dwconv = CausalConv(size, size, 7, groups=size)
+        self.norm = nn.LayerNorm(size, eps=1e-6)
+        self.pwconv1 = Linear(size, 4 * size)
+        self.pwconv2 = Linear(4 * size, size)
+        self.gamma = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        y = self.norm(self.dwconv(x, history).transpose(1, 2))
+        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        return x + y.transpose(1, 2)
+
+
+class SnakeBeta(nn.Module):
+    """x + sin²(a x) / b, with a and b stored as logarithms (Ziyin et al. 2020, arXiv 2006.08195)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(channels))
+        self.beta = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        frequency = torch.exp(self.alpha)[:, None]
+        amplitude = 1.0 / (torch.exp(self.beta)[:, None] + 1e-9)
+        return x + amplitude * torch.sin(x * frequency).pow(2)
+
+
+class ResidualUnit(nn.Module):
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.act1 = SnakeBeta(channels)
+        self.conv1 = CausalConv(channels, channels, 7, dilation)
+        self.act2 = SnakeBeta(channels)
+        self.conv2 = CausalConv(channels, channels, 1)
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        return x + self.conv2(self.act2(self.conv1(self.act1(x), history)), history)
+
+
+class UpsampleBlock(nn.Module):
+    """Halve the channels and multiply the rate; then three residual units of growing dilation."""
+
+    def __init__(self, inputs: int, rate: int) -> None:
+        super().__init__()
+        outputs = inputs // 2
+        self.act = SnakeBeta(inputs)
+        self.upsample = CausalUpsample(inputs, outputs, 2 * rate, rate)
+        self.units = nn.ModuleList(ResidualUnit(outputs, dilation) for dilation in (1, 3, 9))
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        x = self.upsample(self.act(x), history)
+        for unit in self.units:
+            x = unit(x, history)
+        return x
+
+
+class SpeechDecoder(nn.Module):
+    def __init__(self, config: SpeechDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        half = config.codebook_dim // 2  # the codebooks' rows are half as wide as what they are projected to
+        self.semantic = Codebooks(1, config.codebook_size, half, config.codebook_dim)
+        self.acoustic = Codebooks(config.num_quantizers - 1, config.codebook_size, half, config.codebook_dim)
+        self.pre_conv = CausalConv(config.codebook_dim, config.latent_dim, 3)
+        self.transformer = WindowedTransformer(config)
+        self.upsamples = nn.ModuleList(
+            CausalUpsample(config.latent_dim, config.latent_dim, factor, factor) for factor in config.upsampling_ratios
+        )
+        self.convnexts = nn.ModuleList(ConvNeXt(config.latent_dim) for _ in config.upsampling_ratios)
+        self.first_conv = CausalConv(config.latent_dim, config.decoder_dim, 7)
+        self.blocks = nn.ModuleList(
+            UpsampleBlock(config.decoder_dim // 2**index, rate) for index, rate in enumerate(config.upsample_rates)
+        )
+        last = config.decoder_dim // 2 ** len(config.upsample_rates)
+        self.last_act = SnakeBeta(last)
+        self.last_conv = CausalConv(last, 1, 7)
+
+    def forward(self, codes: Tensor, past: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Decode codes [batch, 16, frames] that follow `past` (None at the start of an utterance).
+
+        Returns samples [batch, 1, 1920 frames] in [-1, 1] at 24 kHz, and the past of the next piece.
+        """
+        history = History(past)
+        x = self.semantic(codes[:, :1]) + self.acoustic(codes[:, 1:])
+        x = self.pre_conv(x, history).transpose(1, 2)
+        x = self.transformer(x, history).transpose(1, 2)
+        for upsample, convnext in zip(self.upsamples, self.convnexts, strict=True):
+            x = convnext(upsample(x, history), history)
+        x = self.first_conv(x, history)
+        for block in self.blocks:
+            x = block(x, history)
+        x = self.last_conv(self.last_act(x), history)
+        return x.clamp(-1, 1), history.present
+
+    def decode_chunked(self, codes: Tensor, frames: int = 300, context: int = 25) -> Tensor:
+        """The official decoding: pieces of `frames`, each with up to `context` frames before it decoded again.
+
+        Not equal to one whole pass, since 25 frames are fewer than the network looks back; offered to compare with.
+        """
+        pieces = []
+        for start in range(0, codes.shape[-1], frames):
+            # As officially, the second piece has its context only where that does not reach the very start.
+            before = context if start - context > 0 else start
+            samples, _ = self(codes[..., start - before : start + frames])
+            pieces.append(samples[..., before * self.config.samples_per_frame :])
+        return torch.cat(pieces, dim=-1)
