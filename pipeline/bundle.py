@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
-from pipeline.stage import ROOT, Paths, PipelineError, main, output, paths, read_report, write_json
+from pipeline.stage import ROOT, Paths, PipelineError, main, one_line, output, paths, read_report, write_json
 from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id, sha256
 
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
@@ -81,7 +81,14 @@ def write_tokenizer(checkpoint: Path, path: Path) -> None:
 
     Raises PipelineError when the `tokenizers` library alone, which the runtime has, reads other ids from it.
     """
-    source = Qwen2Tokenizer.from_pretrained(str(checkpoint), local_files_only=True)
+    config = read_json(checkpoint / "config.json")
+    try:
+        source = Qwen2Tokenizer.from_pretrained(str(checkpoint), local_files_only=True)
+    except Exception as error:  # the library raises nothing narrower
+        raise PipelineError(
+            f"{checkpoint}: vocab.json, merges.txt and tokenizer_config.json make no tokenizer "
+            f"({one_line(error)}); download the checkpoint again"
+        ) from error
     source.backend_tokenizer.save(str(path), pretty=False)
     tokenizer = Tokenizer.from_file(str(path))
     for probe in TOKENIZER_PROBES:
@@ -89,7 +96,6 @@ def write_tokenizer(checkpoint: Path, path: Path) -> None:
             raise PipelineError(
                 f"{path.name} gives other ids than {checkpoint}/vocab.json and merges.txt for {probe!r}"
             )
-    config = read_json(checkpoint / "config.json")
     for token, key in (("<|im_start|>", "im_start_token_id"), ("<|im_end|>", "im_end_token_id")):
         if tokenizer.token_to_id(token) != config[key]:
             raise PipelineError(
