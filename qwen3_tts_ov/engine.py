@@ -1,0 +1,255 @@
+"""The compiled graphs of a bundle, and sessions: the infer requests and decoder state of one utterance at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .errors import DeviceError, RequestError
+from .prompt import REFERENCE, SPEAKER, Prompt
+from .voice import VoicePrompt
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+DEFAULT = "default"  # in a mapping by component: every component that is not named
+_ENCODERS = ("speech_encoder", "speaker_encoder")
+# Virtual devices choose among real ones themselves, so their names are not looked up.
+_VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.int64]
+
+
+def user_cache() -> Path:
+    """Where this system keeps what can be computed again."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library/Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "qwen3-tts-ov"
+
+
+def devices() -> dict[str, str]:
+    """OpenVINO's devices on this machine and their full names."""
+    import openvino as ov
+
+    core = ov.Core()
+    return {name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices}
+
+
+class Engine:
+    """Compiles each graph for its device and hands out sessions. Safe to share between threads.
+
+    `device` is one for all components or a mapping by component; `properties` maps a component to compile properties,
+    over the bundle's own recommendation for that device. The key `default` stands for every other component.
+    Encoders are compiled when first used: only cloning needs them.
+
+    Raises DeviceError for a device or property that OpenVINO refuses, RequestError for an unknown component.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str | Mapping[str, str],
+        properties: Mapping[str, Mapping[str, Any]] | None,
+        cache_dir: str | os.PathLike[str] | Literal[False] | None,
+    ) -> None:
+        import openvino as ov
+
+        self.bundle = bundle
+        self.compile_seconds: dict[str, float] = {}
+        self._devices = {DEFAULT: device} if isinstance(device, str) else {DEFAULT: "CPU", **device}
+        self._properties = properties or {}
+        for name in (*self._devices, *self._properties):
+            if name not in (DEFAULT, *bundle.components):
+                raise RequestError(f"unknown component {name!r}; this bundle has: {', '.join(bundle.components)}")
+        self._core = ov.Core()
+        self._core.set_property(_cache_properties(cache_dir, bundle))
+        self._compiled: dict[str, ov.CompiledModel] = {}
+        self._lock = threading.Lock()
+        self._free: list[Session] = []
+        for name in bundle.components:
+            if name not in _ENCODERS:
+                self._compile(name)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A session of its own for one request; sessions are used again, so there are as many as ran at once."""
+        with self._lock:
+            session = self._free.pop() if self._free else None
+        if session is None:
+            session = Session({name: self._request(name) for name in self.bundle.components if name not in _ENCODERS})
+        try:
+            yield session
+        finally:
+            session.reset()
+            with self._lock:
+                self._free.append(session)
+
+    def encode(self, audio: Floats) -> Codes:
+        """Codes [frames, code groups] of 24 kHz audio [samples]."""
+        return self._encode("speech_encoder", audio, "codes")
+
+    def x_vector(self, audio: Floats) -> Floats:
+        """The speaker vector [talker width] of 24 kHz audio [samples]."""
+        return self._encode("speaker_encoder", audio, "embedding")
+
+    def _encode(self, name: str, audio: Floats, output: str) -> NDArray[Any]:
+        with self._lock:
+            self._compile(name)
+        return _infer(name, self._request(name), {"audio": audio[None]})[output][0].copy()
+
+    def _request(self, name: str) -> ov.InferRequest:
+        return self._compiled[name].create_infer_request()
+
+    def _compile(self, name: str) -> None:
+        if name in self._compiled:
+            return
+        device = self._devices.get(name, self._devices[DEFAULT])
+        base = device.partition(":")[0].partition(".")[0]
+        if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in self._core.available_devices):
+            known = ", ".join(self._core.available_devices)
+            raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
+        recommended = self.bundle.manifest["placement"].get(base, {}).get(name, {})
+        chosen = {"PERFORMANCE_HINT": "LATENCY"} | recommended
+        chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
+        xml = self.bundle.path(self.bundle.manifest["components"][name]["xml"])
+        start = time.perf_counter()
+        try:
+            self._compiled[name] = self._core.compile_model(xml, device, chosen)
+        except RuntimeError as error:
+            raise DeviceError(f"{name}: cannot be compiled for {device}: {_reason(error)}") from None
+        self.compile_seconds[name] = time.perf_counter() - start
+
+
+class Session:
+    """One utterance's infer requests: embeds its prompt, steps through its frames, decodes them. For one thread.
+
+    `seconds` and `calls` count by component since the last `reset`.
+    """
+
+    def __init__(self, requests: Mapping[str, ov.InferRequest]) -> None:
+        self._requests = requests
+        self._position = 0
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.calls: defaultdict[str, int] = defaultdict(int)
+
+    def reset(self) -> None:
+        """Forgets utterance and counts; memory stays reserved for the next one."""
+        self.new_utterance()
+        self.seconds.clear()
+        self.calls.clear()
+
+    def new_utterance(self) -> None:
+        """Empties the talker's cache and the speech decoder's state."""
+        self._position = 0
+        for name in ("talker", "speech_decoder"):
+            self._requests[name].reset_state()
+
+    def embed(self, prompt: Prompt, voice: VoicePrompt | None) -> tuple[Floats, Floats]:
+        """The prefill [positions, width] and the text that follows beside the frames [trailing + 1, width].
+
+        The last of the following rows is the padding that is heard when the text is over.
+        """
+        text_ids = np.array([*prompt.text_ids, *prompt.trailing_text_ids, prompt.pad_text_id])
+        codec_ids = np.array(prompt.codec_ids)
+        text = self._rows("text_embedding", text_ids)
+        prefill, following = text[: len(prompt)].copy(), text[len(prompt) :]
+        prefill += self._rows("codec_embedding", codec_ids)
+        if voice is not None:
+            prefill[codec_ids == SPEAKER] += voice.x_vector
+            if voice.codes is not None:
+                prefill[codec_ids == REFERENCE] += self._reference(voice.codes)
+        return prefill, following
+
+    def talk(self, embeddings: Floats) -> tuple[Floats, Floats]:
+        """Feeds [positions, width] to the talker; the last position's logits [vocabulary] and hidden [1, 1, width]."""
+        positions = np.arange(self._position, self._position + len(embeddings), dtype=np.int64)
+        self._position += len(embeddings)
+        result = self._run(
+            "talker", inputs_embeds=embeddings[None], position_ids=positions[None], beam_idx=np.zeros(1, np.int32)
+        )
+        return self._finite("talker", result["logits"])[0, 0], result["hidden"]
+
+    def predict_frame(
+        self, hidden: Floats, first_code: int, sampling: Mapping[str, NDArray[Any]]
+    ) -> tuple[Codes, Floats]:
+        """A frame's codes [code groups] and their summed embedding [1, width], for the next talker step.
+
+        `sampling` holds the graph's noise, temperature, top_k and top_p.
+        """
+        first = np.array([[first_code]], np.int64)
+        result = self._run("code_predictor", talker_hidden=hidden, first_code=first, **sampling)
+        return result["codes"][0].copy(), self._finite("code_predictor", result["embeddings"])[0]
+
+    def decode(self, codes: Codes) -> Floats:
+        """The samples of the next frames [frames, code groups], float32 [frames * samples per frame]."""
+        return self._run("speech_decoder", codes=codes.T[None])["waveform"][0, 0].copy()
+
+    def _reference(self, codes: Codes) -> Floats:
+        """The summed embedding of every frame, [frames, width]."""
+        first = self._run("codec_embedding", token_ids=codes[None, :, 0])["embeddings"][0].copy()
+        return first + self._run("residual_code_embedding", codes=codes[None, :, 1:])["embeddings"][0]
+
+    def _rows(self, name: str, ids: NDArray[np.int64]) -> Floats:
+        """Rows of an embedding table [ids, width], zero for the ids that stand for something else."""
+        real = ids >= 0
+        found = self._run(name, token_ids=ids[None, real])["embeddings"][0]
+        rows = np.zeros((len(ids), found.shape[1]), np.float32)
+        rows[real] = found
+        return rows
+
+    def _run(self, name: str, **inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        start = time.perf_counter()
+        result = _infer(name, self._requests[name], inputs)
+        self.seconds[name] += time.perf_counter() - start
+        self.calls[name] += 1
+        return result
+
+    def _finite(self, name: str, values: Floats) -> Floats:
+        if not np.isfinite(values).all():
+            raise DeviceError(f"{name} gave numbers that are not finite; compile it with INFERENCE_PRECISION_HINT f32")
+        return values
+
+
+def _infer(name: str, request: ov.InferRequest, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Outputs by name. They are views into the request: copy what must outlive its next call."""
+    try:
+        return request.infer(inputs, share_outputs=True)
+    except RuntimeError as error:
+        raise DeviceError(f"{name} failed: {_reason(error)}") from None
+
+
+def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None, bundle: Bundle) -> dict[str, str]:
+    """The bundle's own model cache. OpenVINO looks at a graph's path and date, not at its weights; the id does."""
+    if cache_dir is False:
+        return {}
+    folder = Path(cache_dir or user_cache() / "models") / bundle.manifest["bundle_id"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logging.getLogger(__name__).warning("%s: no model cache there (%s); starts stay slow", folder, error.strerror)
+        return {}
+    return {"CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}  # the weights stay in the bundle
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of an OpenVINO error that says something; the others say where in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or ["unknown error"])[-1]

@@ -1,0 +1,170 @@
+"""The loop: from planned prompts to frames of codes, from frames to chunks of speech."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engine import Codes, Engine, Floats, Session
+from .prompt import Prompt
+from .sampling import Sampling, TalkerSampler
+from .speech import Outcome, StopReason, Timings
+from .voice import VoicePrompt
+
+LARGEST_CHUNK = 32  # frames decoded in one go
+_PAUSE_SECONDS = 0.25  # between the pieces of a long text
+_DECAY_SECONDS = 0.001  # in which the sample before a pause falls to a third, so that no cut clicks
+_LEAST_NOISE = 1e-6  # an exponential draw may be 0, whose logarithm is not finite; this is above 0 in float16 too
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: what is left can only fail in the device."""
+
+    pieces: Sequence[tuple[Prompt, int]]  # each with the most frames that it may take
+    voice: VoicePrompt | None
+    seed: int
+    talker: Sampling
+    code_predictor: Sampling
+    max_frames: int | None  # for all pieces together
+
+
+def speak(engine: Engine, request: Request, sizes: Iterator[int]) -> Generator[Floats, None, Outcome]:
+    """Yields chunks of speech, float32 [samples], of `sizes` frames each; returns the outcome."""
+    started = time.perf_counter()
+    first_audio, waited, samples = 0.0, 0.0, 0
+    rate, groups = engine.bundle.sample_rate, engine.bundle.config["talker_config"]["num_code_groups"]
+    codes: list[Codes] = [np.empty((0, groups), np.int64)]
+    stops: set[StopReason] = set()
+    with engine.session() as session:
+        for chunk in _chunks(session, engine.bundle.config, request, sizes, rate, codes, stops):
+            given = time.perf_counter()
+            first_audio = first_audio or given - started
+            samples += len(chunk)
+            yield chunk
+            waited += time.perf_counter() - given  # what the listener does meanwhile is not our time
+        seconds, calls = dict(session.seconds), dict(session.calls)
+    return Outcome(
+        codes=np.concatenate(codes),
+        samples=samples,
+        sample_rate=rate,
+        stop_reason="max_frames" if "max_frames" in stops else "eos",
+        seed=request.seed,
+        timings=Timings(first_audio, time.perf_counter() - started - waited, seconds, calls),
+    )
+
+
+def chunk_sizes(first: int) -> Iterator[int]:
+    """Frames of each chunk: `first`, then twice as many each time up to `LARGEST_CHUNK` (or `first`, if larger)."""
+    size = first
+    while True:
+        yield size
+        size = max(first, min(2 * size, LARGEST_CHUNK))
+
+
+def _chunks(
+    session: Session,
+    config: dict[str, Any],
+    request: Request,
+    sizes: Iterator[int],
+    rate: int,
+    codes: list[Codes],
+    stops: set[StopReason],
+) -> Iterator[Floats]:
+    """Chunks of all pieces with the pauses between; adds to `codes` and `stops` what belongs in the outcome."""
+    last = None
+    for prompt, limit in request.pieces:
+        if request.max_frames is not None:
+            limit = min(limit, request.max_frames - sum(map(len, codes)))
+        if last is not None and limit:
+            yield _pause(last, rate)
+        utterance = _Utterance(session, config, request, prompt, limit)
+        for frames in _batches(utterance, sizes):
+            chunk = session.decode(frames)
+            codes.append(frames)
+            last = chunk[-1]
+            yield chunk
+        stops.add(utterance.stop_reason)
+
+
+class _Utterance:
+    """One piece being spoken: gives its frames, [code groups] each, and then tells why it stopped."""
+
+    def __init__(self, session: Session, config: dict[str, Any], request: Request, prompt: Prompt, limit: int) -> None:
+        self.stop_reason: StopReason = "max_frames"
+        self._session, self._prompt, self._voice, self._limit = session, prompt, request.voice, limit
+        # Two streams of random numbers, so that neither depends on how many the other has used. Each piece starts
+        # them anew: a designed voice then stays closer to itself from piece to piece.
+        talker, code_predictor = map(_generator, np.random.SeedSequence(request.seed).spawn(2))
+        self._sampler = TalkerSampler(config, request.talker, talker)
+        self._predictor = _PredictorInputs(config, request.code_predictor, code_predictor)
+
+    def __iter__(self) -> Iterator[Codes]:
+        if self._limit < 1:
+            return
+        session = self._session
+        session.new_utterance()
+        self._prime_decoder()
+        prefill, text = session.embed(self._prompt, self._voice)
+        logits, hidden = session.talk(prefill)
+        for number in range(self._limit):
+            first_code = self._sampler(logits)
+            if first_code == self._sampler.end_id:
+                self.stop_reason = "eos"
+                return
+            codes, embedding = session.predict_frame(hidden, first_code, self._predictor())
+            yield codes
+            if number + 1 < self._limit:
+                logits, hidden = session.talk(embedding + text[min(number, len(text) - 1)])
+
+    def _prime_decoder(self) -> None:
+        """Lets the decoder hear the reference, as if the speech went on from it; its samples are dropped."""
+        if self._voice is not None and self._voice.codes is not None:
+            for frames in _batches(self._voice.codes, chunk_sizes(LARGEST_CHUNK)):
+                self._session.decode(frames)
+
+
+class _PredictorInputs:
+    """What the code predictor needs for sampling a frame; a call draws the noise of the next one."""
+
+    def __init__(self, config: dict[str, Any], sampling: Sampling, rng: np.random.Generator) -> None:
+        codebook = config["talker_config"]["code_predictor_config"]["vocab_size"]
+        self._shape = (1, config["talker_config"]["num_code_groups"] - 1, codebook)
+        self._rng = rng if sampling.do_sample else None
+        self._fixed = {
+            "noise": np.ones(self._shape, np.float32),  # no noise: the likeliest code wins
+            "temperature": np.array([sampling.temperature], np.float32),
+            "top_k": np.array([min(sampling.top_k or codebook, codebook)], np.int64),
+            "top_p": np.array([sampling.top_p], np.float32),
+        }
+
+    def __call__(self) -> dict[str, NDArray[Any]]:
+        if self._rng is None:
+            return self._fixed
+        draws = self._rng.standard_exponential(self._shape, dtype=np.float32)
+        return self._fixed | {"noise": np.maximum(draws, np.float32(_LEAST_NOISE))}
+
+
+def _generator(seed: np.random.SeedSequence) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def _batches(frames: Iterable[Codes], sizes: Iterator[int]) -> Iterator[Codes]:
+    """Frames [code groups] gathered into [frames, code groups] of the sizes asked for, the last one shorter."""
+    source = iter(frames)
+    for size in sizes:
+        if not (batch := list(islice(source, size))):
+            return
+        yield np.stack(batch)
+
+
+def _pause(last: np.float32, rate: int) -> Floats:
+    """Silence that the last sample before it decays into."""
+    time_after = np.arange(1, round(_PAUSE_SECONDS * rate) + 1, dtype=np.float32) / rate
+    return last * np.exp(-time_after / np.float32(_DECAY_SECONDS))

@@ -1,0 +1,70 @@
+"""A voice to clone, computed once from a recording and kept in a small safetensors file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AudioError
+
+_FORMAT = "qwen3-tts-voice-prompt-1"
+
+
+@dataclass(frozen=True, eq=False)
+class VoicePrompt:
+    """What the model needs of a recording.
+
+    With `codes` and `text` it clones in context (ICL), which also follows how the recording is spoken; with the
+    x-vector alone it takes only the timbre.
+    """
+
+    x_vector: NDArray[np.float32]  # [talker width]
+    codes: NDArray[np.int64] | None = None  # [frames, code groups]; 80 ms a frame
+    text: str | None = None  # what the recording says
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file, whole or not at all. Raises AudioError when it cannot."""
+        from safetensors.numpy import save
+
+        tensors: dict[str, np.ndarray] = {"x_vector": self.x_vector}
+        metadata = {"format": _FORMAT}
+        if self.codes is not None and self.text is not None:
+            tensors["codes"] = np.ascontiguousarray(self.codes)
+            metadata["text"] = self.text
+        partial = Path(f"{os.fspath(path)}.{os.getpid()}.part")
+        try:
+            partial.write_bytes(save(tensors, metadata))
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise AudioError(f"{path}: cannot write the voice prompt ({error.strerror})") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> VoicePrompt:
+        """Reads what `save` wrote. Raises AudioError for anything else."""
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise AudioError(f"{path}: there is no such file")
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise AudioError(f"{path}: not a voice prompt ({error}); make it with voice_prompt()") from None
+        voice = cls(tensors.get("x_vector", np.empty(0)), tensors.get("codes"), metadata.get("text"))
+        if metadata.get("format") != _FORMAT or not voice._plausible():
+            raise AudioError(f"{path}: not a voice prompt of this version; make it again with voice_prompt()")
+        return voice
+
+    def _plausible(self) -> bool:
+        vector = self.x_vector
+        if vector.ndim != 1 or vector.size == 0 or vector.dtype != np.float32 or not np.isfinite(vector).all():
+            return False
+        if self.codes is None or self.text is None:
+            return self.codes is None and self.text is None
+        return self.codes.ndim == 2 and self.codes.size > 0 and self.codes.dtype == np.int64
