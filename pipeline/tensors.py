@@ -23,6 +23,8 @@ SPEAKER_ENCODER_DEFAULTS = {
 }
 # Trained layer scales lie far above their initial 0.01; at this size an error in a branch shows in the output.
 LAYER_SCALE = 0.2
+# A frame goes back in as the sum of its 16 codes, which then has size 1.
+CODE_STD = 0.25
 # Mean second moment of silu(x), relu(x) and x * silu(y) for unit x and y is about 1 / gain ** 2.
 SILU_GAIN, RELU_GAIN, GATED_GAIN = 1.7, sqrt(2), 1.7
 
@@ -66,8 +68,8 @@ def talker(c: Config) -> Tensors:
     width, text_width = c["hidden_size"], c["text_hidden_size"]
     yield Tensor("talker.model.text_embedding.weight", (c["text_vocab_size"], text_width), std=1.0)
     yield from linear("talker.text_projection.linear_fc1", text_width, text_width)
-    yield from linear("talker.text_projection.linear_fc2", width, text_width, gain=SILU_GAIN)
-    yield Tensor("talker.model.codec_embedding.weight", (c["vocab_size"], width), std=0.5)
+    yield from linear("talker.text_projection.linear_fc2", width, text_width)
+    yield Tensor("talker.model.codec_embedding.weight", (c["vocab_size"], width), std=CODE_STD)
     yield from language_model("talker.model", c)
     yield from linear("talker.codec_head", c["vocab_size"], width, bias=False, gain=3.0)
     yield from code_predictor("talker.code_predictor", c["code_predictor_config"], width)
@@ -77,7 +79,7 @@ def code_predictor(name: str, c: Config, talker_width: int) -> Tensors:
     """A table and a head for each group after the first; tables are as wide as the talker, which adds their rows."""
     groups = range(c["num_code_groups"] - 1)
     for group in groups:
-        yield Tensor(f"{name}.model.codec_embedding.{group}.weight", (c["vocab_size"], talker_width), std=0.5)
+        yield Tensor(f"{name}.model.codec_embedding.{group}.weight", (c["vocab_size"], talker_width), std=CODE_STD)
     if talker_width != c["hidden_size"]:
         yield from linear(f"{name}.small_to_mtp_projection", c["hidden_size"], talker_width)
     yield from language_model(f"{name}.model", c)
@@ -88,12 +90,12 @@ def code_predictor(name: str, c: Config, talker_width: int) -> Tensors:
 def language_model(name: str, c: Config) -> Tensors:
     """Qwen3 layers: grouped-query attention with normalised heads, gated feed-forward, both behind an RMSNorm."""
     width, layers = c["hidden_size"], c["num_hidden_layers"]
-    branch = 1 / sqrt(2 * layers)
+    branch = sqrt(2 / layers)  # together the branches outweigh the input, so what attention finds decides
     for i in range(layers):
         layer = f"{name}.layers.{i}"
         yield from attention(f"{layer}.self_attn", c, c["attention_bias"], gain=branch)
-        yield from norm(f"{layer}.self_attn.q_norm", c["head_dim"])
-        yield from norm(f"{layer}.self_attn.k_norm", c["head_dim"])
+        yield from norm(f"{layer}.self_attn.q_norm", c["head_dim"], mean=1.5)  # above 1, so that attention is
+        yield from norm(f"{layer}.self_attn.k_norm", c["head_dim"], mean=1.5)  # sharp and the prompt matters
         yield from gated_mlp(f"{layer}.mlp", c, gain=branch)
         yield from norm(f"{layer}.input_layernorm", width)
         yield from norm(f"{layer}.post_attention_layernorm", width)
@@ -169,7 +171,8 @@ def speech_encoder(c: Config) -> Tensors:
         for i in range(quantizers):
             book = f"{name}.layers.{i}.codebook"
             yield Tensor(f"{book}.initialized", (1,), std=0.0, mean=1.0)
-            yield from codebook(book, "embed_sum", c["codebook_size"], c["codebook_dim"])
+            # Smaller than what they quantize, so that each level leaves the next something to tell apart.
+            yield from codebook(book, "embed_sum", c["codebook_size"], c["codebook_dim"], std=0.3)
 
 
 def seanet_encoder(name: str, c: Config) -> Tensors:
@@ -275,9 +278,9 @@ def transposed_conv(name: str, channels: int, out: int, kernel: int, stride: int
     yield Tensor(f"{name}.bias", (out,), std=0.02)
 
 
-def norm(name: str, width: int, bias: bool = False) -> Tensors:
-    """Weights around 1, not at 1, so that a forgotten one shows."""
-    yield Tensor(f"{name}.weight", (width,), std=0.1, mean=1.0)
+def norm(name: str, width: int, bias: bool = False, mean: float = 1.0) -> Tensors:
+    """Weights around `mean`, not all at it, so that a forgotten one shows."""
+    yield Tensor(f"{name}.weight", (width,), std=0.1, mean=mean)
     if bias:
         yield Tensor(f"{name}.bias", (width,), std=0.02)
 
@@ -293,7 +296,7 @@ def snake(name: str, channels: int) -> Tensors:
     yield Tensor(f"{name}.beta", (channels,), std=0.1)
 
 
-def codebook(name: str, sums: str, size: int, width: int) -> Tensors:
+def codebook(name: str, sums: str, size: int, width: int, std: float = 1.0) -> Tensors:
     """Moving averages: an entry is its row of sums divided by its usage."""
     yield Tensor(f"{name}.cluster_usage", (size,), std=0.1, mean=1.0)
-    yield Tensor(f"{name}.{sums}", (size, width), std=1.0)
+    yield Tensor(f"{name}.{sums}", (size, width), std)
