@@ -3,6 +3,10 @@
 A SEANet convolutional encoder to 25 Hz, a causal transformer, a convolution to 12.5 Hz, and split residual vector
 quantisation of which 16 of 32 codebooks are used. Source: Défossez et al. 2024, arXiv 2410.00037; official
 counterpart: `MimiModel.encode` in transformers, as qwen_tts/core/tokenizer_12hz calls it.
+
+The configuration names a sliding window of 250 steps (10 s), but the official code masks only the future (transformers
+4.57.3 builds the plain causal mask; its flash attention alone, which the package does not ask for, would apply the
+window). So every step attends to all before it here too: codes of longer recordings equal the official ones.
 """
 
 from __future__ import annotations
@@ -133,7 +137,7 @@ class SpeechEncoder(nn.Module):
         x = self.last_conv(F.elu(x)).transpose(1, 2)
         steps = torch.arange(x.shape[1])
         positions = rotary(steps[None], config.head_dim, config.rope_theta)
-        mask = causal_mask(steps[None], steps, config.sliding_window)
+        mask = causal_mask(steps[None], steps)
         for layer in self.layers:
             x = layer(x, positions, mask)
         x = self.downsample(x.transpose(1, 2))
