@@ -4,18 +4,24 @@ All three rest on one rough estimate, seconds for each character by its script. 
 bounds generation, it does not predict it.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from .errors import RequestError
 
 # Seconds to speak one character. Digits and symbols are read out as words; a mark of punctuation is a pause.
 _LETTER, _KANA, _SYLLABLE, _WORD, _PAUSE = 0.08, 0.18, 0.28, 0.45, 0.3
 
-# A sentence ends after these and any closing marks that follow; a full stop ends one only before a space.
-_SENTENCE = "!?。！？｡…;；؟۔।॥\n"
+# A sentence ends after these and any closing marks that follow.
+_SENTENCE = "。！？｡；؟۔।॥\n"
 _CLAUSE = ",，、،:：—–"
 _CLOSING = "\"'”’»›」』）)]】》"
+# These end one only before a space and no small letter ("3.14", "e.g. this", "'Why?' he said"); and a full stop not
+# after what looks like a title or an initial ("Dr. Wu", "J. S. Bach").
+_STOP = re.compile(r"[.!?…;]{1,9}[\"'”’»›)\]]*(\s(?!\s*[a-zà-öø-ÿа-я])|$)")
+_ABBREVIATION = re.compile(r"(?<!\w)[A-ZÀ-ÖØ-ÞА-Я]\w{0,2}$")
 
 # The budget allows speech four times slower than the estimate, and five seconds for breath.
 _SLOWEST, _BREATH = 4.0, 5.0
@@ -53,17 +59,26 @@ def split(text: str, limit: float) -> list[str]:
     if seconds(text) <= limit:
         return [text]
     pieces: list[str] = []
+    open_parts: list[str] = []  # of the piece that is being filled
+    used, speaks = 0.0, False
     for part in _parts(text, limit):
-        if pieces and (seconds(pieces[-1] + part) <= limit or not _speakable(part) or not _speakable(pieces[-1])):
-            pieces[-1] += part
-        else:
-            pieces.append(part)
-    return [piece.strip() for piece in pieces]
+        cost, speakable = seconds(part), any(map(str.isalnum, part))
+        if speaks and speakable and used + cost > limit:  # marks alone stay with what they follow or precede
+            pieces.append("".join(open_parts).strip())
+            open_parts, used, speaks = [], 0.0, False
+        open_parts.append(part)
+        used, speaks = used + cost, speaks or speakable
+    return [*pieces, "".join(open_parts).strip()]
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of `text` in any script, with the space after each; joined they are the text."""
+    return _cut(text, _ends_sentence)
 
 
 def _parts(text: str, limit: float) -> Iterator[str]:
     """`text` in order, in parts that fit: sentences where they fit, smaller parts where they do not."""
-    for sentence in _cut(text, _ends_sentence):
+    for sentence in sentences(text):
         if seconds(sentence) <= limit:
             yield sentence
             continue
@@ -76,12 +91,14 @@ def _parts(text: str, limit: float) -> Iterator[str]:
 
 
 def _cut(text: str, ends: Callable[[str, int], bool]) -> Iterator[str]:
-    """Cuts `text` after every index i where `ends(text, i)`, taking closing marks and spaces along."""
+    """Cuts `text` after every index i where `ends(text, i)`, taking closing marks and then spaces along."""
     start = i = 0
     while i < len(text):
         end, i = ends(text, i), i + 1
         if end:
-            while i < len(text) and (text[i] in _CLOSING or text[i].isspace() or ends(text, i)):
+            while i < len(text) and (text[i] in _CLOSING or ends(text, i)):
+                i += 1
+            while i < len(text) and text[i].isspace():
                 i += 1
             yield text[start:i]
             start = i
@@ -90,27 +107,24 @@ def _cut(text: str, ends: Callable[[str, int], bool]) -> Iterator[str]:
 
 
 def _ends_sentence(text: str, i: int) -> bool:
-    if text[i] != ".":
+    if not _STOP.match(text, i):
         return text[i] in _SENTENCE
-    rest = text[i + 1 :].lstrip(_CLOSING + ".")
-    return not rest or rest[0].isspace()
+    return text[i] != "." or not _ABBREVIATION.search(text, max(0, i - 5), i)
 
 
 def _pieces(word: str, limit: float) -> Iterator[str]:
     """A word without any boundary, in pieces that fit."""
-    piece = ""
-    for character in word:
-        if piece and seconds(piece + character) > limit:
-            yield piece
-            piece = ""
-        piece += character
-    yield piece
+    start, used = 0, 0.0
+    for i, character in enumerate(word):
+        cost = seconds(character)
+        if i > start and used + cost > limit:
+            yield word[start:i]
+            start, used = i, 0.0
+        used += cost
+    yield word[start:]
 
 
-def _speakable(text: str) -> bool:
-    return any(character.isalnum() for character in text)
-
-
+@lru_cache(maxsize=8192)
 def _character_seconds(character: str) -> float:
     category = unicodedata.category(character)
     code = ord(character)
