@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +100,52 @@ class Writer:
             self._partial.replace(self.path)
         else:
             self._partial.unlink(missing_ok=True)
+
+
+class Player:
+    """Plays chunks of speech as they come, through whichever player program the machine has.
+
+    Raises AudioError when there is none, or when it fails, as without an audio device.
+    """
+
+    _COMMANDS = (
+        "pw-cat --playback --rate {rate} --channels 1 --format s16 -",
+        "paplay --raw --rate={rate} --channels=1 --format=s16le",
+        "aplay --quiet --file-type raw --format S16_LE --rate {rate} --channels 1",
+        "ffplay -nodisp -autoexit -loglevel error -f s16le -ar {rate} -i -",
+        "play --no-show-progress -t raw -e signed -b 16 -c 1 -r {rate} -",
+    )
+
+    def __init__(self, sample_rate: int) -> None:
+        commands = [command.format(rate=sample_rate).split() for command in self._COMMANDS]
+        self._command = next((command for command in commands if shutil.which(command[0])), [])
+
+    def __enter__(self) -> Player:
+        if not self._command:
+            known = ", ".join(command.partition(" ")[0] for command in self._COMMANDS)
+            raise AudioError(f"nothing here can play audio; install one of {known}, or write a file with -o")
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        return self
+
+    def write(self, waveform: NDArray[np.float32]) -> None:
+        """Hands float32 [samples] to the player; waits when it is far ahead."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(pcm16(waveform))
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._error() from None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._process.kill()
+            self._process.wait()
+        elif self._process.communicate() and self._process.returncode:
+            raise self._error()
+
+    def _error(self) -> AudioError:
+        reason = (self._process.communicate()[1] or b"").decode(errors="replace").strip()
+        return AudioError(f"{self._command[0]} cannot play: {reason or 'it gave no reason'}")
 
 
 def pcm16(waveform: NDArray[np.float32]) -> bytes:

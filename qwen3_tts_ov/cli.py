@@ -1,0 +1,421 @@
+"""The command `qwen3-tts-ov`: speak from a shell, look at bundles, fetch and check them, measure.
+
+Speech goes to files or stdout, everything for people to stderr. An error is one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from .errors import Qwen3TTSError, RequestError
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .speech import Outcome, SpeechStream
+    from .synthesizer import Synthesizer
+    from .voice import VoicePrompt
+
+_BENCH_TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while in the afternoon sun."
+
+commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+people = Console(stderr=True, highlight=False, soft_wrap=True)
+
+BundleArgument = Annotated[str, typer.Argument(envvar="QWEN3_TTS_BUNDLE", help="A bundle's folder or Hub id.")]
+BundleOption = Annotated[
+    str, typer.Option("--bundle", "-b", envvar="QWEN3_TTS_BUNDLE", help="The bundle's folder or Hub id.")
+]
+Revision = Annotated[str | None, typer.Option(help="Of a Hub bundle: a branch, tag or commit.")]
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", "-d", help="CPU, GPU, NPU, AUTO ...; or component=DEVICE. Repeatable.")
+]
+Properties = Annotated[
+    list[str] | None, typer.Option("--property", help="OpenVINO KEY=VALUE, or component.KEY=VALUE. Repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+
+
+def app(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; what users can cause is one line on stderr and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what comes of them is told once
+    try:
+        sys.exit(commands(arguments or ["--help"], prog_name="qwen3-tts-ov", standalone_mode=False))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever listened to stdout has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Qwen3TTSError, OSError) as error:
+        _fail(str(error))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's usage errors, whichever click it carries
+            raise
+        context = getattr(error, "ctx", None)
+        _fail(f"{error.format_message()} (see {context.command_path if context else 'qwen3-tts-ov'} --help)")
+
+
+@commands.command()
+def say(
+    bundle: BundleOption,
+    text: Annotated[str | None, typer.Argument(help="What to say; `-` reads stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A text file to say instead.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="WAV, FLAC or PCM [speech.wav].")] = None,
+    play: Annotated[bool, typer.Option("--play", help="Play it while it is made.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Raw 16-bit mono PCM to stdout as it is made.")] = False,
+    voice: Annotated[str | None, typer.Option(help="A voice of the bundle; see `voices`.")] = None,
+    language: Annotated[str, typer.Option(help="A language of the bundle; see `languages`.")] = "auto",
+    instruct: Annotated[str | None, typer.Option(help="How to speak, or which voice to design.")] = None,
+    clone: Annotated[Path | None, typer.Option(help="A recording to clone, or a voice saved by `voice`.")] = None,
+    ref_text: Annotated[str | None, typer.Option(help="What the recording says; clones it more closely.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Stop after so many frames of 80 ms.")] = None,
+    revision: Revision = None,
+    device: Devices = None,
+    properties: Properties = None,
+    as_json: AsJson = False,
+) -> None:
+    """Speak a text."""
+    spoken = _read_text(text, file)
+    if output is None and not play and not stream:
+        output = Path("speech.wav")
+    options = {"seed": seed, "max_frames": max_frames}
+    given = {name: value for name, value in options.items() if value is not None}
+    synthesizer = _load(bundle, revision, device, properties)
+    if clone is None and (missing := "--ref-text" if ref_text else None):
+        raise RequestError(f"{missing} belongs to a recording; give that with --clone")
+    speech = _start(synthesizer, spoken, voice, language, instruct, _voice_prompt(synthesizer, clone, ref_text), given)
+    outcome = _pour(speech, output, play, stream)
+    if as_json:
+        print(
+            json.dumps(_summary(outcome, output), indent=2, sort_keys=True), file=sys.stderr if stream else sys.stdout
+        )
+    else:
+        ended = "ended by itself" if outcome.stop_reason == "eos" else "cut at the frame limit"
+        people.print(
+            f"{f'{output}: ' if output else ''}{outcome.duration:.2f} s of speech in {outcome.timings.total:.2f} s, "
+            f"real-time factor {outcome.real_time_factor:.2f}, first audio after {outcome.timings.first_audio:.2f} s, "
+            f"{ended}, seed {outcome.seed}"
+        )
+
+
+@commands.command()
+def voice(
+    recording: Annotated[Path, typer.Argument(help="3 to 15 seconds of clean speech.")],
+    bundle: BundleOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The voice prompt to write, .safetensors.")],
+    ref_text: Annotated[str | None, typer.Option(help="What the recording says; clones it more closely.")] = None,
+    revision: Revision = None,
+    device: Devices = None,
+) -> None:
+    """Save the voice of a recording, to be cloned later without the recording."""
+    _load(bundle, revision, device, None).voice_prompt(recording, ref_text).save(output)
+    people.print(f"{output}: saved; use it with `say --clone {output}`")
+
+
+@commands.command()
+def voices(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
+    """List the voices of a custom-voice bundle."""
+    _print_list(_open(bundle, revision).speakers, as_json)
+
+
+@commands.command()
+def languages(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
+    """List the languages and dialects of a bundle."""
+    _print_list(["auto", *_open(bundle, revision).languages], as_json)
+
+
+@commands.command()
+def devices(as_json: AsJson = False) -> None:
+    """List OpenVINO's devices on this machine."""
+    from .engine import devices
+
+    found = devices()
+    print(json.dumps(found, indent=2) if as_json else "\n".join(f"{key}  {name}" for key, name in found.items()))
+
+
+@commands.command()
+def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
+    """Tell what a bundle is."""
+    loaded = _open(bundle, revision)
+    manifest = loaded.manifest
+    if as_json:
+        print(json.dumps(manifest, indent=2, sort_keys=True))
+        return
+    source = manifest["source"]
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    rows = {
+        "bundle": manifest["bundle_id"],
+        "variant": f"{manifest['variant']} ({manifest['kind']}), {manifest['precision']}",
+        "source": f"{source.get('repo')} at {source.get('revision')}",
+        "size": f"{size / 1e6:.1f} MB",
+        "needs": f"OpenVINO {manifest['minimum_openvino']} or later",
+        "speech": f"{loaded.sample_rate} Hz, {loaded.frames_per_second:g} frames a second",
+        "voices": ", ".join(loaded.speakers) or "none by name",
+        "languages": ", ".join(loaded.languages),
+        "components": ", ".join(loaded.components),
+    }
+    _print_table(rows.items())
+
+
+@commands.command()
+def verify(bundle: BundleArgument, revision: Revision = None) -> None:
+    """Check every file of a bundle against its manifest."""
+    loaded = _open(bundle, revision, verify=True)
+    print(f"{loaded.folder}: {len(loaded.manifest['files'])} files as listed, bundle {loaded.manifest['bundle_id']}")
+
+
+@commands.command()
+def pull(
+    repository: Annotated[str, typer.Argument(help="The bundle's id on the Hugging Face Hub, owner/name.")],
+    revision: Revision = None,
+) -> None:
+    """Fetch a bundle from the Hub and check it. Run again, it takes up an interrupted fetch."""
+    print(_open(repository, revision, verify=True).folder)
+
+
+@commands.command()
+def bench(
+    bundle: BundleOption,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one that warms up.")] = 3,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of 80 ms in each round, at most.")] = 64,
+    text: Annotated[str, typer.Option(help="What to say.")] = _BENCH_TEXT,
+    revision: Revision = None,
+    device: Devices = None,
+    properties: Properties = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure speed: best and median of a few rounds."""
+    synthesizer = _load(bundle, revision, device, properties)
+    outcomes = []
+    for round_ in range(rounds + 1):
+        speech = _start_any(synthesizer, text, {"seed": round_, "max_frames": frames})
+        for _ in speech:
+            pass
+        outcomes.append(speech.outcome)
+    figures = _figures(synthesizer, outcomes[1:])
+    if as_json:
+        print(json.dumps(figures, indent=2, sort_keys=True))
+    else:
+        _print_table((name.replace("_", " "), _spell(value)) for name, value in figures.items())
+
+
+def _read_text(text: str | None, file: Path | None) -> str:
+    if (text is None) == (file is None):
+        raise RequestError("give a text to say, `-` for stdin, or --file; one of them")
+    try:
+        if file is not None:
+            return file.read_text(encoding="utf-8")
+        return sys.stdin.buffer.read().decode("utf-8") if text == "-" else str(text)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file or 'stdin'}: it is not UTF-8 text (byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:
+    from .bundle import Bundle
+
+    return Bundle.load(source, revision, verify=verify)
+
+
+def _load(source: str, revision: str | None, device: list[str] | None, properties: list[str] | None) -> Synthesizer:
+    from .synthesizer import Synthesizer
+
+    bundle = _open(source, revision, verify=True)
+    with people.status(f"Compiling {bundle.manifest['variant']} ..."):
+        return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []))
+
+
+def _parse_devices(given: list[str]) -> dict[str, str]:
+    """`GPU` is the default device, `talker=GPU` that of one component."""
+    split = (item.rpartition("=") for item in given)
+    return {component or "default": device for component, _, device in split}
+
+
+def _parse_properties(given: list[str]) -> dict[str, dict[str, str]]:
+    """`KEY=VALUE` is for every component, `talker.KEY=VALUE` for one."""
+    parsed: dict[str, dict[str, str]] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        component, _, key = name.rpartition(".")
+        if not key or not equals:
+            raise RequestError(f"--property {item}: write it as KEY=VALUE or component.KEY=VALUE")
+        parsed.setdefault(component or "default", {})[key] = value
+    return parsed
+
+
+def _voice_prompt(synthesizer: Synthesizer, clone: Path | None, ref_text: str | None) -> VoicePrompt | None:
+    from .voice import VoicePrompt
+
+    if clone is None or clone.suffix.lower() != ".safetensors":
+        return None if clone is None else synthesizer.voice_prompt(clone, ref_text)
+    if ref_text is not None:
+        raise RequestError(f"{clone} already holds its reference text; leave --ref-text out")
+    return VoicePrompt.load(clone)
+
+
+def _start(
+    synthesizer: Synthesizer,
+    text: str,
+    voice: str | None,
+    language: str,
+    instruct: str | None,
+    cloned: VoicePrompt | None,
+    options: Any,
+) -> SpeechStream:
+    """The stream of whichever mode the bundle serves. Raises RequestError for options of another mode."""
+    bundle = synthesizer.bundle
+    if cloned is not None:
+        _refuse("a clone", voice=voice, instruct=instruct)
+        return synthesizer.stream_clone(text, cloned, language, **options)
+    if bundle.kind == "base":
+        raise RequestError("a base bundle speaks with a recording's voice; give one with --clone")
+    if bundle.kind == "voice_design":
+        _refuse("a designed voice", voice=voice)
+        if not instruct:
+            raise RequestError("a voice_design bundle needs the voice in words; give them with --instruct")
+        return synthesizer.stream_voice_design(text, instruct, language, **options)
+    if voice is None:
+        raise RequestError(f"choose a voice with --voice: {', '.join(bundle.speakers)}")
+    return synthesizer.stream_custom_voice(text, voice, language, instruct, **options)
+
+
+def _refuse(what: str, **options: str | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise RequestError(f"--{name} does not go with {what}; leave it out")
+
+
+def _start_any(synthesizer: Synthesizer, text: str, options: Any) -> SpeechStream:
+    """A stream of any voice that the bundle has, for measuring."""
+    import numpy as np
+
+    from .voice import VoicePrompt
+
+    bundle = synthesizer.bundle
+    nobody = None
+    if bundle.kind == "base":
+        nobody = VoicePrompt(np.zeros(bundle.config["talker_config"]["hidden_size"], np.float32))
+    voice = bundle.speakers[0] if bundle.speakers else None
+    instruct = "A calm voice." if bundle.kind == "voice_design" else None
+    return _start(synthesizer, text, voice, "auto", instruct, nobody, options)
+
+
+def _pour(speech: SpeechStream, output: Path | None, play: bool, stream: bool) -> Outcome:
+    """Lets the stream run into every outlet that was asked for, with progress on a terminal."""
+    from . import audio
+
+    with contextlib.ExitStack() as outlets:
+        outlets.enter_context(speech)
+        takers: list[Callable[[Any], None]] = []
+        if output is not None:
+            takers.append(outlets.enter_context(audio.Writer(output, speech.sample_rate)).write)
+        if play:
+            takers.append(outlets.enter_context(audio.Player(speech.sample_rate)).write)
+        if stream:
+            takers.append(lambda chunk: _write_stdout(audio.pcm16(chunk)))
+        for chunk in _with_progress(speech):
+            for take in takers:
+                take(chunk)
+    return speech.outcome
+
+
+def _write_stdout(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _with_progress(speech: SpeechStream) -> Iterator[Any]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
+        task = progress.add_task("Speaking")
+        samples = 0
+        for chunk in speech:
+            samples += len(chunk)
+            seconds, elapsed = samples / speech.sample_rate, progress.tasks[task].elapsed or 0.0
+            progress.update(task, description=f"Speaking: {seconds:.1f} s, real-time factor {elapsed / seconds:.2f}")
+            yield chunk
+
+
+def _summary(outcome: Outcome, output: Path | None) -> dict[str, Any]:
+    return {
+        "output": None if output is None else str(output),
+        "frames": len(outcome.codes),
+        "duration": outcome.duration,
+        "sample_rate": outcome.sample_rate,
+        "stop_reason": outcome.stop_reason,
+        "seed": outcome.seed,
+        "first_audio_seconds": outcome.timings.first_audio,
+        "total_seconds": outcome.timings.total,
+        "real_time_factor": outcome.real_time_factor,
+        "seconds_by_component": outcome.timings.seconds,
+        "calls_by_component": outcome.timings.calls,
+    }
+
+
+def _figures(synthesizer: Synthesizer, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What `bench` measured; each list of rounds as best and median."""
+
+    def both(values: Iterable[float]) -> dict[str, float]:
+        found = list(values)
+        return {"best": min(found), "median": statistics.median(found)}
+
+    per_frame = ("talker", "code_predictor", "speech_decoder")
+    return {
+        "compile_seconds": sum(synthesizer.engine.compile_seconds.values()),
+        "frames": [len(outcome.codes) for outcome in outcomes],
+        "first_audio_seconds": both(outcome.timings.first_audio for outcome in outcomes),
+        "real_time_factor": both(outcome.real_time_factor for outcome in outcomes),
+        **{
+            f"{name}_ms_a_frame": both(
+                1000 * outcome.timings.seconds[name] / len(outcome.codes) for outcome in outcomes
+            )
+            for name in per_frame
+        },
+        "peak_memory_mb": _peak_memory_mb(),
+    }
+
+
+def _peak_memory_mb() -> float | None:
+    """Of this process, in MB; None on Windows, where Python has no means to ask."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_spell(item)}" for name, item in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _print_list(items: Sequence[str], as_json: bool) -> None:
+    print(json.dumps(items) if as_json else "\n".join(items))
+
+
+def _print_table(rows: Iterable[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
