@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline import tensors, tokenizer
+from pipeline.stage import PipelineError
 from pipeline.tensors import Config, Tensor
 
 DATA = Path(__file__).parent / "data"
@@ -30,11 +31,14 @@ BYTES = {"BF16": 2, "F32": 4}
 def configurations(size: str, kind: str, config: Config, speech_tokenizer: Config) -> tuple[Config, Config]:
     """config.json and speech_tokenizer/config.json of a release, with a variant's own differences on top.
 
-    `size` is "0.6b" or "1.7b"; `kind` is "base", "custom_voice" or "voice_design".
+    `size` is "0.6b" or "1.7b"; `kind` is "base", "custom_voice" or "voice_design". Raises PipelineError for another.
     """
     differences = read_json(DATA / "differences.json")
-    released = merge(read_json(RELEASE / "config.json"), differences["size"][size])
-    released = merge(released, differences["kind"][kind])
+    released = read_json(RELEASE / "config.json")
+    for axis, choice in ("size", size), ("kind", kind):
+        if choice not in differences[axis]:
+            raise PipelineError(f"variant.{axis} is {choice!r}; known: {', '.join(differences[axis])}")
+        released = merge(released, differences[axis][choice])
     if kind != "base":
         del released["speaker_encoder_config"]
     return merge(released, config), merge(read_json(RELEASE / "speech_tokenizer/config.json"), speech_tokenizer)
@@ -78,7 +82,7 @@ def write_weights(path: Path, listing: list[Tensor], dtype: str, seed: int) -> N
         write_header(file, listing, dtype)
         for tensor in listing:
             for numbers in random_numbers(tensor, seed):
-                file.write(bfloat16(numbers) if dtype == "BF16" else numbers.astype("<f4"))
+                file.write((bfloat16(numbers) if dtype == "BF16" else numbers.astype("<f4")).tobytes())
 
 
 def write_header(file: BinaryIO, listing: list[Tensor], dtype: str) -> None:

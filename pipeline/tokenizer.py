@@ -1,4 +1,4 @@
-"""The text tokenizer of Qwen3-TTS as files: vocab.json, merges.txt and tokenizer_config.json, written from the BPE ranks.
+"""The text tokenizer of Qwen3-TTS as files: vocab.json, merges.txt, tokenizer_config.json, from the BPE ranks.
 
 The committed vocabulary is the rank file of Qwen's byte-level BPE (data/README.md): one token a line, the earlier
 the line the earlier the merge. A rank file says which byte strings are tokens; merges.txt says which two tokens
@@ -9,6 +9,7 @@ import base64
 import json
 import lzma
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 RANKS = Path(__file__).parent / "data" / "qwen.tiktoken.xz"
@@ -67,7 +68,7 @@ def halves(token: bytes, rank_of: dict[bytes, int]) -> tuple[bytes, bytes]:
     parts = [token[i : i + 1] for i in range(len(token))]
     beyond = len(rank_of)
     while len(parts) > 2:
-        pairs = [rank_of.get(left + right, beyond) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [rank_of.get(left + right, beyond) for left, right in pairwise(parts)]
         i = min(range(len(pairs)), key=pairs.__getitem__)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts[0], parts[1]
