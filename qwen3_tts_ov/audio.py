@@ -196,11 +196,11 @@ def _check_length(name: str, duration: float) -> None:
 
 
 def _resample(mono: NDArray[np.float32], rate: int, target: int) -> NDArray[np.float32]:
-    """float32 [ceil(samples * target / rate)]; soxr may round the other way, so its end is cut or padded."""
+    """float32 [samples * target / rate], rounded up as librosa does, in floating point; soxr rounds otherwise."""
     if rate == target:
         return mono
     import soxr
 
-    length = int(np.ceil(len(mono) * target / rate))
+    length = int(np.ceil(len(mono) * (target / rate)))
     resampled = soxr.resample(mono, rate, target, quality="HQ")[:length]
     return np.pad(resampled, (0, length - len(resampled)))
