@@ -33,10 +33,7 @@ _BENCH_TEXT = "The quick brown fox jumps over the lazy dog, and then it rests fo
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 people = Console(stderr=True, highlight=False, soft_wrap=True)
 
-BundleArgument = Annotated[str, typer.Argument(envvar="QWEN3_TTS_BUNDLE", help="A bundle's folder or Hub id.")]
-BundleOption = Annotated[
-    str, typer.Option("--bundle", "-b", envvar="QWEN3_TTS_BUNDLE", help="The bundle's folder or Hub id.")
-]
+BundleArgument = Annotated[str, typer.Argument(help="A bundle's folder or Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Of a Hub bundle: a branch, tag or commit.")]
 Devices = Annotated[
     list[str] | None, typer.Option("--device", "-d", help="CPU, GPU, NPU, AUTO ...; or component=DEVICE. Repeatable.")
@@ -69,7 +66,7 @@ def app(arguments: Sequence[str] | None = None) -> None:
 
 @commands.command()
 def say(
-    bundle: BundleOption,
+    bundle: BundleArgument,
     text: Annotated[str | None, typer.Argument(help="What to say; `-` reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="A text file to say instead.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="WAV, FLAC or PCM [speech.wav].")] = None,
@@ -113,8 +110,8 @@ def say(
 
 @commands.command()
 def voice(
+    bundle: BundleArgument,
     recording: Annotated[Path, typer.Argument(help="3 to 15 seconds of clean speech.")],
-    bundle: BundleOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="The voice prompt to write, .safetensors.")],
     ref_text: Annotated[str | None, typer.Option(help="What the recording says; clones it more closely.")] = None,
     revision: Revision = None,
@@ -188,7 +185,7 @@ def pull(
 
 @commands.command()
 def bench(
-    bundle: BundleOption,
+    bundle: BundleArgument,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one that warms up.")] = 3,
     frames: Annotated[int, typer.Option(min=2, help="Frames of 80 ms in each round, at most.")] = 64,
     text: Annotated[str, typer.Option(help="What to say.")] = _BENCH_TEXT,
