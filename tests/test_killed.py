@@ -1,0 +1,60 @@
+"""Every real stage, killed while it writes: nothing stands for finished, and the rerun gives what was due."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.bundle import fingerprint, list_files
+from pipeline.stage import ROOT, configuration, paths
+from tests.conftest import STAGES, run_stage
+
+CELL = ("variant=tiny-custom-voice", "precision=int8")
+
+
+def wait_for_files(process: subprocess.Popen, target: Path) -> None:
+    """Returns when the stage has begun to write."""
+    while process.poll() is None:
+        if any(path.is_file() for path in target.parent.glob(f".{target.name}.*.new/**/*")):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"the stage ended (exit code {process.returncode}) and was never seen writing")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_killed_while_it_writes_leaves_nothing_and_runs_again(artifact, tmp_path, stage):
+    artifact(stage)
+    root = artifact("download").parents[1]
+    where = paths(configuration([*CELL, f"artifacts={tmp_path}"]))
+    target: Path = getattr(where, STAGES[stage])
+    for earlier in list(STAGES)[: list(STAGES).index(stage)]:
+        made: Path = getattr(where, STAGES[earlier])
+        shutil.copytree(root / made.relative_to(tmp_path), made, copy_function=os.link)
+
+    command = [sys.executable, "-m", f"pipeline.{stage}", *CELL, f"artifacts={tmp_path}"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_files(process, target)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+
+    # A worker of the killed stage may still be at work for a moment; it must not be in the way.
+    done = run_stage(stage, *CELL, f"artifacts={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert not list(target.parent.glob(f".{target.name}.*"))
+    expected = artifact(stage)
+    assert list_files(target) == list_files(expected)
+    for name in list_files(target):
+        if name != "report.json":  # seconds and memory differ
+            assert fingerprint(target / name) == fingerprint(expected / name), name
