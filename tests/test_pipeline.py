@@ -84,7 +84,7 @@ def test_the_same_checkout_gives_the_same_bundle_elsewhere(checkout, artifact):
 def test_outputs_in_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
     """The stage replaces linked, read-only files; the cache behind them must keep its content."""
     dvc(checkout, "repro", "--force", "--single-item", f"bundle@{CELL}")
-    assert "no changes" in dvc(checkout, "data", "status").lower()
+    assert stale(checkout) == set()
     shutil.rmtree(checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle")
     dvc(checkout, "checkout", f"bundle@{CELL}")
     Bundle.load(checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle")
