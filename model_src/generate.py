@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qwen3_tts_ov import prompt as prompts
 from qwen3_tts_ov.prompt import Prompt
-from qwen3_tts_ov.sampling import Sampling, TalkerSampler
+from qwen3_tts_ov.sampling import Sampling, TalkerSampler, exponential
 
 from .checkpoint import Checkpoint
 
@@ -86,7 +86,7 @@ class SpeechModel:
         """A frame's codes [1, groups] and their summed embedding [1, 1, hidden]."""
         vocabulary = self.code_predictor.config.vocab_size
         shape = (1, self.groups - 1, vocabulary)
-        noise = rng.standard_exponential(shape, dtype=np.float32) if sampling.do_sample else np.ones(shape, np.float32)
+        noise = exponential(rng, shape) if sampling.do_sample else np.ones(shape, np.float32)
         first_code = torch.tensor([[first]])
         return self.code_predictor.frame(
             hidden,

@@ -79,6 +79,11 @@ def warp(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float32]
     return scores
 
 
+def exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Exp(1) draws, never 0: numpy's float32 ones are, once in ten million, and log 0 would let any id win."""
+    return np.maximum(rng.standard_exponential(shape, dtype=np.float32), np.finfo(np.float32).tiny)
+
+
 class TalkerSampler:
     """Chooses first codes one after another; holds the history that the repetition penalty needs.
 
@@ -108,7 +113,7 @@ class TalkerSampler:
         """The next first code (or the end token's id) from logits [vocabulary]; remembers it."""
         scores = self.process(logits)
         if self.sampling.do_sample:
-            scores = scores - np.log(self.rng.standard_exponential(scores.size, dtype=np.float32))
+            scores = scores - np.log(exponential(self.rng, scores.shape))
         code = int(np.argmax(scores))
         self._seen[code] = True
         self._count += 1
