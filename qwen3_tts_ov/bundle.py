@@ -76,7 +76,7 @@ class Bundle:
 
         Raises BundleError.
         """
-        if Path(source).is_dir():
+        if str(source) and Path(source).is_dir():
             if revision is not None:
                 raise BundleError(f"{source}: a folder has no revision; leave it out, or give a Hub id")
             folder = Path(source)
