@@ -95,7 +95,8 @@ def expected_errors() -> tuple[type[Exception], ...]:
     """
     found: list[type[Exception]] = [PipelineError, OSError, OmegaConfBaseException]
     for module, name in (
-        ("model_src", "CheckpointError"),
+        ("model_src.checkpoint", "CheckpointError"),
+        ("model_src.config", "ConfigError"),
         ("qwen3_tts_ov.errors", "Qwen3TTSError"),
         ("safetensors", "SafetensorError"),
         ("huggingface_hub.errors", "HfHubHTTPError"),
