@@ -1,0 +1,483 @@
+"""The runtime speaks from the tiny bundles: every mode, whole and streamed, alone and from many threads."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from qwen3_tts_ov import AudioError, Bundle, DeviceError, RequestError, Speech, SpeechStream, Synthesizer, VoicePrompt
+from qwen3_tts_ov.generation import LARGEST_CHUNK
+
+TEXT = "The quick brown fox."
+FRAME = 1920
+MODES = ("custom_voice", "voice_design", "clone_x_vector", "clone_icl")
+VARIANTS = {
+    "custom_voice": "tiny-custom-voice",
+    "voice_design": "tiny-voice-design",
+    "clone_x_vector": "tiny-base",
+    "clone_icl": "tiny-base",
+}
+
+
+def recording(seconds: float = 2.0, rate: int = 24_000) -> tuple[np.ndarray, int]:
+    """A tone that swells like syllables, to clone."""
+    clock = np.arange(round(rate * seconds)) / rate
+    swell = 0.5 - 0.5 * np.cos(2 * np.pi * 4 * clock)
+    return (0.3 * swell * np.sin(2 * np.pi * 180 * clock)).astype(np.float32), rate
+
+
+@pytest.fixture(scope="module")
+def synthesizer(artifact: Callable[..., Path]) -> Callable[[str], Synthesizer]:
+    """`synthesizer("custom_voice")`: one for each mode, compiled once."""
+    made: dict[str, Synthesizer] = {}
+
+    def get(mode: str) -> Synthesizer:
+        variant = VARIANTS[mode]
+        if variant not in made:
+            made[variant] = Synthesizer(Bundle.load(artifact("bundle", variant, "int8")), cache_dir=False)
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture
+def modes(synthesizer) -> Callable[[str], tuple[Callable[..., Speech], Callable[..., SpeechStream]]]:
+    """`modes("clone_icl")`: how that mode speaks whole and how it streams, with the voice already chosen."""
+
+    def get(mode: str) -> tuple[Callable[..., Speech], Callable[..., SpeechStream]]:
+        loaded = synthesizer(mode)
+        if mode == "custom_voice":
+            voice = {"speaker": loaded.bundle.speakers[0]}
+            return partial(loaded.custom_voice, **voice), partial(loaded.stream_custom_voice, **voice)
+        if mode == "voice_design":
+            voice = {"instruct": "An old man, slow and hoarse."}
+            return partial(loaded.voice_design, **voice), partial(loaded.stream_voice_design, **voice)
+        text = "This is what the recording says." if mode == "clone_icl" else None
+        voice = {"voice": loaded.voice_prompt(recording(), text)}
+        return partial(loaded.clone, **voice), partial(loaded.stream_clone, **voice)
+
+    return get
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestEveryMode:
+    def test_speech_is_audible_and_as_long_as_its_frames(self, modes, mode):
+        speech = modes(mode)[0](TEXT, seed=1, max_frames=40)
+        assert 2 <= len(speech.codes) <= 40
+        assert speech.waveform.dtype == np.float32
+        assert len(speech.waveform) == speech.samples == FRAME * len(speech.codes)
+        assert np.isfinite(speech.waveform).all()
+        assert 1e-4 < np.abs(speech.waveform).max() <= 1
+        assert speech.codes.shape[1] == 16
+        assert 0 <= speech.codes.min() <= speech.codes.max() < 2048
+
+    def test_the_same_seed_gives_the_same_speech_and_another_seed_another(self, modes, mode):
+        speak = modes(mode)[0]
+        first, again, other = (speak(TEXT, seed=seed, max_frames=20) for seed in (7, 7, 8))
+        np.testing.assert_array_equal(first.codes, again.codes)
+        np.testing.assert_array_equal(first.waveform, again.waveform)
+        assert not np.array_equal(first.codes, other.codes)
+
+    @pytest.mark.parametrize("first_chunk", [1, 3, 100])
+    def test_the_chunks_of_a_stream_joined_equal_the_whole(self, modes, mode, first_chunk):
+        speak, stream = modes(mode)
+        whole = speak(TEXT, seed=2, max_frames=80)
+        with stream(TEXT, seed=2, max_frames=80, first_chunk=first_chunk) as chunks:
+            pieces = list(chunks)
+            outcome = chunks.outcome
+        np.testing.assert_array_equal(outcome.codes, whole.codes)
+        assert outcome.stop_reason == whole.stop_reason
+        np.testing.assert_allclose(np.concatenate(pieces), whole.waveform, atol=2e-5)
+        assert len(pieces[0]) == FRAME * min(first_chunk, len(whole.codes))
+        sizes = [len(piece) // FRAME for piece in pieces[:-1]]
+        assert sizes == sorted(sizes), "later chunks are larger"
+        assert all(size <= max(first_chunk, LARGEST_CHUNK) for size in sizes)
+
+    @pytest.mark.parametrize("text_first", [True, False])
+    def test_two_infer_calls_make_a_frame(self, modes, mode, text_first):
+        speech = modes(mode)[0](TEXT, seed=3, max_frames=10, text_first=text_first)
+        calls = speech.timings.calls
+        frames = len(speech.codes)
+        assert calls["code_predictor"] == frames
+        assert calls["talker"] == frames + (speech.stop_reason == "eos"), "one prefill, then one step between frames"
+        assert calls["text_embedding"] == 1, "all text rows are looked up at once"
+
+    def test_the_frame_limit_stops_speech_and_says_so(self, modes, mode):
+        speech = modes(mode)[0](TEXT, seed=4, max_frames=3)
+        assert (len(speech.codes), speech.stop_reason) in {(3, "max_frames"), (2, "eos")}
+
+    def test_greedy_speech_needs_no_seed(self, modes, mode):
+        greedy = {"do_sample": False, "subtalker_dosample": False, "max_frames": 10}
+        first, second = (modes(mode)[0](TEXT, seed=seed, **greedy) for seed in (1, 2))
+        np.testing.assert_array_equal(first.codes, second.codes)
+
+    def test_a_request_leaves_nothing_behind_for_the_next(self, modes, mode):
+        speak, stream = modes(mode)
+        expected = speak(TEXT, seed=5, max_frames=12)
+        abandoned = stream("Something else entirely, and it is longer.", seed=6, first_chunk=1)
+        next(abandoned)
+        abandoned.close()
+        np.testing.assert_array_equal(speak(TEXT, seed=5, max_frames=12).waveform, expected.waveform)
+
+
+def test_generation_ends_by_itself_or_at_the_limit_that_its_text_sets(synthesizer):
+    loaded = synthesizer("custom_voice")
+    short, long = (loaded.custom_voice(text, loaded.bundle.speakers[0], seed=1) for text in ("Hi.", TEXT * 2))
+    for speech, bound in ((short, 5 + 4), (long, 5 + 4 * 4)):
+        assert speech.stop_reason in ("eos", "max_frames")
+        assert speech.duration <= bound
+
+
+def test_an_unseeded_request_tells_the_seed_that_repeats_it(synthesizer):
+    loaded = synthesizer("custom_voice")
+    say = partial(loaded.custom_voice, TEXT, loaded.bundle.speakers[0], max_frames=10)
+    first, second = say(), say()
+    assert first.seed != second.seed
+    np.testing.assert_array_equal(say(seed=first.seed).codes, first.codes)
+
+
+def test_sampling_options_reach_talker_and_code_predictor_each(synthesizer):
+    loaded = synthesizer("custom_voice")
+    say = partial(loaded.custom_voice, TEXT, loaded.bundle.speakers[0], seed=1, max_frames=6)
+    sampled, greedy = say(), say(do_sample=False, subtalker_dosample=False)
+    only_talker, only_predictor = say(subtalker_top_k=1), say(top_k=1)
+    assert not np.array_equal(sampled.codes, greedy.codes)
+    assert sampled.codes[0, 0] == only_talker.codes[0, 0], "the talker still draws as before"
+    assert only_predictor.codes[0, 0] == greedy.codes[0, 0]
+    np.testing.assert_array_equal(say(top_k=1, subtalker_top_k=1).codes, greedy.codes)
+
+
+def test_every_speaker_and_language_of_the_bundle_is_accepted_in_any_case(synthesizer):
+    loaded = synthesizer("custom_voice")
+    for speaker in loaded.bundle.speakers:
+        assert loaded.custom_voice(TEXT, speaker.upper(), max_frames=2).samples == 2 * FRAME
+    for language in ["auto", *loaded.bundle.languages]:
+        assert loaded.custom_voice(TEXT, loaded.bundle.speakers[0], language.title(), max_frames=2).samples == 2 * FRAME
+
+
+def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesizer):
+    loaded = synthesizer("custom_voice")
+    sentences = 60
+    text = "Here is one more sentence to read. " * sentences
+    stream = loaded.stream_custom_voice(text, loaded.bundle.speakers[0], seed=1, max_frames=400)
+    waveform = np.concatenate(list(stream))
+    pauses = (len(waveform) - FRAME * len(stream.outcome.codes)) / (0.25 * 24_000)
+    assert pauses == int(pauses) >= 1
+    whole = loaded.custom_voice(text, loaded.bundle.speakers[0], seed=1, max_frames=400)
+    np.testing.assert_allclose(waveform, whole.waveform, atol=2e-5)
+    # A pause starts where the speech was and falls to silence smoothly.
+    quiet = np.flatnonzero(np.convolve(np.abs(waveform) < 1e-6, np.ones(4000), "valid") == 4000)[0]
+    assert np.abs(np.diff(waveform[quiet - 240 : quiet])).max() < 0.05
+
+
+def test_frames_of_the_reference_are_context_but_not_in_the_speech(synthesizer):
+    """The decoder must hear the reference first: the speech is what follows it in one pass over both."""
+    loaded = synthesizer("clone_icl")
+    voice = loaded.voice_prompt(recording(3), "This is what the recording says.")
+    speech = loaded.clone(TEXT, voice, seed=1, max_frames=20)
+    with loaded.engine.session() as session:
+        session.new_utterance()
+        joined = session.decode(np.concatenate([voice.codes, speech.codes]))
+        session.new_utterance()
+        alone = session.decode(speech.codes)
+    np.testing.assert_allclose(speech.waveform, joined[FRAME * len(voice.codes) :], atol=2e-5)
+    assert np.abs(speech.waveform[: 2 * FRAME] - alone[: 2 * FRAME]).max() > 1e-4, "the context matters"
+
+
+def test_a_voice_prompt_has_half_a_second_of_silence_in_its_codes_but_not_in_its_vector(synthesizer):
+    loaded = synthesizer("clone_icl")
+    samples, rate = recording(2.0)
+    voice = loaded.voice_prompt((samples, rate), "What it says.")
+    np.testing.assert_array_equal(voice.x_vector, loaded.engine.x_vector(samples))
+    np.testing.assert_array_equal(voice.codes, loaded.engine.encode(np.pad(samples, (0, rate // 2))))
+    assert len(voice.codes) == int(np.ceil(2.5 * 12.5))
+
+
+def test_a_saved_voice_prompt_clones_as_the_recording_does(synthesizer, tmp_path):
+    loaded = synthesizer("clone_icl")
+    for text in ("What it says, in every script: 你好 é", None):
+        voice = loaded.voice_prompt(recording(), text)
+        voice.save(tmp_path / "voice.safetensors")
+        again = VoicePrompt.load(tmp_path / "voice.safetensors")
+        assert again.text == text
+        first, second = (loaded.clone(TEXT, each, seed=1, max_frames=5) for each in (voice, again))
+        np.testing.assert_array_equal(first.waveform, second.waveform)
+    assert os.listdir(tmp_path) == ["voice.safetensors"]
+
+
+def test_eight_threads_with_twenty_requests_each_get_what_one_thread_gets(synthesizer):
+    loaded = synthesizer("custom_voice")
+    speakers = loaded.bundle.speakers
+
+    def say(number: int) -> np.ndarray:
+        return loaded.custom_voice(
+            f"Number {number}.", speakers[number % len(speakers)], seed=number, max_frames=4
+        ).waveform
+
+    expected = [say(number) for number in range(20)]
+    memory = []
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for _ in range(3):
+                got = pool.map(lambda thread: [say((thread + step) % 20) for step in range(20)], range(8))
+                for thread, waveforms in enumerate(got):
+                    for step, waveform in enumerate(waveforms):
+                        np.testing.assert_array_equal(waveform, expected[(thread + step) % 20])
+            gc.collect()
+            memory.append(psutil.Process().memory_info().rss)
+    assert memory[-1] - memory[0] < 16e6, f"it grew: {memory}"
+
+
+def test_a_stream_that_is_dropped_frees_its_session(synthesizer):
+    loaded = synthesizer("custom_voice")
+    loaded.custom_voice(TEXT, loaded.bundle.speakers[0], max_frames=2)
+    before = len(loaded.engine._free)
+    for _ in range(5):
+        stream = loaded.stream_custom_voice(TEXT, loaded.bundle.speakers[0], first_chunk=1)
+        list(islice(stream, 2))
+        assert len(loaded.engine._free) == before - 1
+        del stream
+        gc.collect()
+        assert len(loaded.engine._free) == before
+    with pytest.raises(RuntimeError, match="not come to its end"):
+        _ = loaded.stream_custom_voice(TEXT, loaded.bundle.speakers[0]).outcome
+
+
+def test_streams_side_by_side_do_not_mix(synthesizer):
+    loaded = synthesizer("custom_voice")
+    say = partial(loaded.stream_custom_voice, TEXT, loaded.bundle.speakers[0], max_frames=8, first_chunk=1)
+    expected = [np.concatenate(list(say(seed=seed))) for seed in range(3)]
+    streams = [say(seed=seed) for seed in range(3)]
+    turns = zip_longest(*streams, fillvalue=np.empty(0, np.float32))
+    pieces = zip(*turns, strict=True)
+    for mine, whole in zip(pieces, expected, strict=True):
+        np.testing.assert_array_equal(np.concatenate(mine), whole)
+
+
+def test_a_second_start_takes_the_compiled_graphs_from_the_cache(artifact, tmp_path):
+    bundle = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8"))
+    say = partial(Synthesizer.custom_voice, text=TEXT, speaker=bundle.speakers[0], seed=1, max_frames=5)
+    first = say(Synthesizer(bundle, cache_dir=tmp_path))
+    cached = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")}
+    assert len(cached) == 5
+    assert sum(path.stat().st_size for path in cached) < bundle.path("text_embedding.bin").stat().st_size / 2, (
+        "no weights"
+    )
+    second = say(Synthesizer(bundle, cache_dir=tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")} == cached
+    np.testing.assert_array_equal(first.waveform, second.waveform)
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_speed_but_not_speech(artifact, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    loaded = Synthesizer(Bundle.load(artifact("bundle", "tiny-custom-voice", "int8")), cache_dir=tmp_path / "file")
+    assert "no model cache there" in caplog.text
+    assert loaded.custom_voice(TEXT, loaded.bundle.speakers[0], max_frames=2).samples == 2 * FRAME
+
+
+def test_properties_go_over_what_the_bundle_recommends(artifact):
+    bundle = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8"))
+    properties = {"default": {"NUM_STREAMS": 2}, "talker": {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1}}
+    engine = Synthesizer(bundle, properties=properties, cache_dir=False).engine
+    assert engine._compiled["code_predictor"].get_property("NUM_STREAMS") == 2
+    assert engine._compiled["talker"].get_property("NUM_STREAMS") == 1
+    recommended = bundle.manifest["placement"]["CPU"]["talker"]
+    for key in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):
+        if key in recommended:
+            kept = engine._compiled["talker"].get_property(key)
+            assert str(getattr(kept, "to_string", lambda kept=kept: kept)()).strip("<>'Type: ") in (
+                "f32",
+                "f16",
+                "bf16",
+            )
+
+
+@pytest.mark.parametrize("device", ["AUTO", "HETERO:CPU", {"talker": "CPU", "speech_decoder": "AUTO"}])
+def test_virtual_devices_and_placement_by_component_speak_the_same(artifact, synthesizer, device):
+    expected = synthesizer("custom_voice")
+    loaded = Synthesizer(expected.bundle, device, {"default": {"INFERENCE_PRECISION_HINT": "f32"}}, cache_dir=False)
+    speaker = loaded.bundle.speakers[0]
+    assert loaded.custom_voice(TEXT, speaker, seed=1, max_frames=5).samples == 5 * FRAME
+
+
+def test_speaking_loads_neither_torch_nor_transformers(artifact):
+    """In a process of its own: what tests import does not count. The import itself must be light."""
+    script = """
+import json, sys
+import qwen3_tts_ov
+light = sorted({name.partition(".")[0] for name in sys.modules} & {"openvino", "numpy", "huggingface_hub", "soundfile"})
+from qwen3_tts_ov import Bundle, Synthesizer
+synthesizer = Synthesizer(Bundle.load(sys.argv[1]), cache_dir=False)
+speech = synthesizer.custom_voice("Hello.", synthesizer.bundle.speakers[0], max_frames=3)
+unwanted = {"torch", "transformers", "nncf", "pipeline", "model_src"}
+heavy = sorted({name.partition(".")[0] for name in sys.modules} & unwanted)
+print(json.dumps({"light": light, "heavy": heavy, "samples": speech.samples}))
+"""
+    command = [sys.executable, "-c", script, str(artifact("bundle", "tiny-custom-voice", "int8"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"light": [], "heavy": [], "samples": 3 * FRAME}
+
+
+OWN_VOICE = VoicePrompt(np.zeros(7, np.float32))
+
+# How the request is spoiled, and what the caller reads.
+BAD_REQUESTS = {
+    "no text": ("custom_voice", {"text": ""}, "the text has no letter, digit or symbol"),
+    "only blanks": ("custom_voice", {"text": " \n\t"}, "nothing to speak"),
+    "only marks": ("voice_design", {"text": "?!..."}, "nothing to speak"),
+    "bytes": ("custom_voice", {"text": b"hello"}, "the text must be a string, not bytes"),
+    "None": ("custom_voice", {"text": None}, "the text must be a string, not NoneType"),
+    "a list": ("custom_voice", {"text": ["a", "b"]}, "the text must be a string, not list"),
+    "half a surrogate pair": ("custom_voice", {"text": "a\ud800b"}, "half of a surrogate pair"),
+    "chat markup": ("custom_voice", {"text": "Hi<|im_end|>"}, r"control token <\|im_end\|>; take it out"),
+    "markup in the instruction": ("voice_design", {"instruct": "<|im_start|>x"}, "the description of the voice holds"),
+    "unknown speaker": ("custom_voice", {"speaker": "nobody"}, "unknown speaker 'nobody'; this checkpoint has: "),
+    "unknown language": ("custom_voice", {"language": "klingon"}, "unknown language 'klingon'; .* auto, .*english"),
+    "no instruction": ("voice_design", {"instruct": ""}, "the description of the voice has no letter"),
+    "negative seed": ("custom_voice", {"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+    "fractional seed": ("custom_voice", {"seed": 0.5}, "seed must be a whole number"),
+    "seed as text": ("custom_voice", {"seed": "1"}, "seed must be a whole number"),
+    "true as seed": ("custom_voice", {"seed": True}, "seed must be a whole number"),
+    "no frames": ("custom_voice", {"max_frames": 0}, "max_frames must be a whole number of at least 1, not 0"),
+    "endless": ("custom_voice", {"max_frames": float("inf")}, "max_frames must be a whole number"),
+    "frozen": ("custom_voice", {"temperature": 0}, "temperature must be above 0"),
+    "negative heat": ("custom_voice", {"temperature": -1.0}, "temperature must be above 0"),
+    "infinite heat": ("custom_voice", {"temperature": float("inf")}, "temperature must be above 0 and finite"),
+    "no heat at all": ("custom_voice", {"temperature": float("nan")}, "temperature must be above 0"),
+    "heat in words": ("custom_voice", {"temperature": "hot"}, "temperature|not supported"),
+    "negative top_k": ("custom_voice", {"top_k": -1}, "top_k must be 0 .* or more"),
+    "no top_p": ("custom_voice", {"top_p": 0}, r"top_p must be in \(0, 1\]"),
+    "too much top_p": ("custom_voice", {"top_p": 1.5}, r"top_p must be in \(0, 1\]"),
+    "no penalty": ("custom_voice", {"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+    "frozen predictor": ("custom_voice", {"subtalker_temperature": 0}, "temperature must be above 0"),
+    "predictor's top_p": ("custom_voice", {"subtalker_top_p": 2}, r"top_p must be in \(0, 1\]"),
+    "misspelt option": ("custom_voice", {"temprature": 1}, "unknown option temprature; known: seed, "),
+    "a voice that is a path": ("clone_x_vector", {"voice": "me.wav"}, "must be a VoicePrompt, .* not str"),
+    "a voice of another size": ("clone_x_vector", {"voice": OWN_VOICE}, "has 7 numbers where this model takes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_a_bad_request_is_refused_at_once_in_one_line(modes, case):
+    mode, spoiled, message = BAD_REQUESTS[case]
+    for speak in modes(mode):
+        with pytest.raises(RequestError, match=message) as error:
+            speak(**{"text": TEXT, **spoiled})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("first_chunk", [0, -1, 1.5, None])
+def test_a_first_chunk_is_at_least_one_frame(modes, first_chunk):
+    with pytest.raises(RequestError, match="first_chunk must be a whole number of at least 1"):
+        modes("custom_voice")[1](TEXT, first_chunk=first_chunk)
+
+
+def test_each_kind_of_bundle_says_what_it_is_when_asked_for_another(synthesizer):
+    custom, design, base = map(synthesizer, ("custom_voice", "voice_design", "clone_icl"))
+    for request, message in (
+        (lambda: custom.clone(TEXT, OWN_VOICE), "this bundle is a custom_voice one; load a base bundle"),
+        (lambda: custom.voice_prompt(recording()), "load a base bundle"),
+        (lambda: design.custom_voice(TEXT, "ryan"), "this bundle is a voice_design one; load a custom_voice bundle"),
+        (lambda: base.voice_design(TEXT, "Old."), "this bundle is a base one; load a voice_design bundle"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            request()
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((4, 15), np.int64), "codes are not this model's"),
+        (np.full((4, 16), 2048), "codes are not this model's"),
+        (np.full((4, 16), -1), "codes are not this model's"),
+    ],
+)
+def test_codes_of_another_model_are_refused(synthesizer, codes, message):
+    loaded = synthesizer("clone_icl")
+    x_vector = np.zeros(loaded.bundle.config["talker_config"]["hidden_size"], np.float32)
+    with pytest.raises(RequestError, match=message):
+        loaded.clone(TEXT, VoicePrompt(x_vector, codes, "Some text."))
+
+
+def test_a_bad_reference_is_refused(synthesizer, tmp_path):
+    loaded = synthesizer("clone_icl")
+    with pytest.raises(RequestError, match="the reference text has no letter"):
+        loaded.voice_prompt(recording(), "...")
+    with pytest.raises(AudioError, match="too short"):
+        loaded.voice_prompt(recording(0.2))
+    with pytest.raises(AudioError, match="there is no such file"):
+        loaded.voice_prompt(tmp_path / "none.wav")
+
+
+def test_a_reference_text_too_short_for_its_recording_is_warned_of(synthesizer, caplog):
+    synthesizer("clone_icl").voice_prompt(recording(10), "Hi.")
+    assert "reference text is short for its recording" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 100])
+def test_a_file_that_is_no_voice_prompt_is_refused(tmp_path, content):
+    (tmp_path / "voice.safetensors").write_bytes(content)
+    with pytest.raises(AudioError, match="not a voice prompt") as error:
+        VoicePrompt.load(tmp_path / "voice.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"x_vector": np.zeros((2, 2), np.float32)},
+        {"x_vector": np.full(8, np.nan, np.float32)},
+        {"x_vector": np.zeros(8, np.float64)},
+        {"x_vector": np.zeros(8, np.float32), "codes": np.zeros((2, 16), np.int64)},
+    ],
+)
+def test_a_voice_prompt_with_other_tensors_is_refused(tmp_path, tensors):
+    from safetensors.numpy import save_file
+
+    save_file(tensors, tmp_path / "voice.safetensors", {"format": "qwen3-tts-voice-prompt-1"})
+    with pytest.raises(AudioError, match="not a voice prompt of this version"):
+        VoicePrompt.load(tmp_path / "voice.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("device", "properties", "error", "message"),
+    [
+        ("TPU", None, DeviceError, "there is no device TPU on this machine; it has: .*CPU"),
+        ({"speech_decoder": "TPU"}, None, DeviceError, "speech_decoder: there is no device TPU"),
+        ({"decoder": "CPU"}, None, RequestError, "unknown component 'decoder'; this bundle has: "),
+        ("CPU", {"decoder": {}}, RequestError, "unknown component 'decoder'"),
+        ("CPU", {"default": {"SPEED": "high"}}, DeviceError, "text_embedding: cannot be compiled for CPU: .*SPEED"),
+        ("HETERO:TPU", None, DeviceError, "cannot be compiled for HETERO:TPU"),
+    ],
+)
+def test_a_device_or_property_that_openvino_lacks_is_one_line(synthesizer, device, properties, error, message):
+    bundle = synthesizer("custom_voice").bundle
+    with pytest.raises(error, match=message) as raised:
+        Synthesizer(bundle, device, properties, cache_dir=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_one_session_per_request_at_work(synthesizer):
+    loaded = synthesizer("custom_voice")
+    barrier = threading.Barrier(3)
+
+    def hold() -> int:
+        with loaded.stream_custom_voice(TEXT, loaded.bundle.speakers[0], first_chunk=1) as stream:
+            next(stream)
+            barrier.wait(30)
+            return 1
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(lambda _: hold(), range(3))) == 3
