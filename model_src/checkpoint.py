@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,7 @@ class Checkpoint:
         self.config = CheckpointConfig.load(folder)
         self.names = tuple(n for n in NETWORKS if n != "speaker_encoder" or self.config.speaker_encoder_config)
         self._files: dict[str, safe_open] = {}  # tensor name -> the open file that holds it
+        self._paths: dict[str, Path] = {}
         for path in [*_shards(folder), folder / "speech_tokenizer" / "model.safetensors"]:
             self._open(path)
 
@@ -176,6 +177,13 @@ class Checkpoint:
         """A tensor in its stored dtype, backed by the mapped file."""
         return self._files[name].get_tensor(name)
 
+    def rows(self, name: str, size: int) -> Iterator[Tensor]:
+        """A tensor in pieces of at most `size` rows, none of which stays in memory after its turn."""
+        path, total = self._paths[name], self._files[name].get_slice(name).get_shape()[0]
+        for start in range(0, total, size):
+            with safe_open(path, framework="pt") as file:  # a mapping of its own, so that its pages go when it closes
+                yield file.get_slice(name)[start : start + size]
+
     def _empty(self, name: str) -> nn.Module:
         with torch.device("meta"):
             return NETWORKS[name].build(self.config)
@@ -207,7 +215,7 @@ class Checkpoint:
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             if name in self._files:
                 raise CheckpointError(f"{path}: tensor {name} stands in two files")
-            self._files[name] = file
+            self._files[name], self._paths[name] = file, path
 
 
 def _shards(folder: Path) -> list[Path]:

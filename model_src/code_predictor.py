@@ -44,7 +44,7 @@ class CodePredictor(nn.Module):
     ) -> tuple[Tensor, list[KeyValue]]:
         """Hidden states [batch, positions, predictor hidden] of inputs [batch, positions, talker hidden] from `start`."""
         queries = torch.arange(start, start + inputs.shape[1])[None]
-        mask = causal_mask(queries, torch.arange(start + inputs.shape[1]))
+        mask = causal_mask(queries, queries[0]) if start == 0 else None  # what is decoded later comes one by one
         positions = rotary(queries, self.config.head_dim, self.config.rope_theta)
         hidden, present = self.projection(inputs), []
         for index, layer in enumerate(self.layers):

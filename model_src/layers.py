@@ -117,7 +117,7 @@ class Attention(nn.Module):
         values = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim)
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The attention's output [batch, queries, size]; rotary positions are already in queries and keys."""
         keys, values = self._per_query_head(keys), self._per_query_head(values)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
@@ -132,7 +132,7 @@ class Attention(nn.Module):
         return x[:, :, None].expand(batch, heads, repeats, length, size).reshape(batch, heads * repeats, length, size)
 
     def forward(
-        self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor, past: KeyValue | None = None
+        self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
         """Attend over the past and x [batch, positions, size]; returns the output and the cache grown by x."""
         queries, keys, values = self.project(x)
@@ -155,7 +155,7 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(size, inner)
 
     def forward(
-        self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor, past: KeyValue | None = None
+        self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
         attended, present = self.self_attn(self.input_layernorm(x), positions, mask, past)
         x = x + attended

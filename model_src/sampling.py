@@ -10,19 +10,28 @@ import torch
 from torch import Tensor
 
 
+@torch.jit.script_if_tracing
+def _likeliest(scores: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The `count` (a scalar) highest scores of each row and their indices, in descending order.
+
+    Scripted, so that a traced graph takes the count at run time. Sorting all 2048 codes instead costs OpenVINO's CPU
+    plugin 9.5 ms, the 50 likeliest 0.2 ms.
+    """
+    return torch.topk(scores, int(count), dim=-1)
+
+
 def draw(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Draw one code for each row.
 
     `logits` and `noise` are [batch, codes], noise being Exp(1) draws, or ones for the likeliest code. `temperature`,
     `top_k` and `top_p` have one element; `top_k` = number of codes and `top_p` = 1 switch those rules off. Of codes
-    that tie at the top-k boundary the first stay (the official warper keeps all of them). Returns int64 [batch, 1].
+    that tie at the top-k boundary some stay (the official warper keeps all of them). Returns int64 [batch, 1].
     """
-    scores, codes = torch.sort(logits / temperature, dim=-1, descending=True, stable=True)
-    ranks = torch.arange(scores.shape[-1])
-    scores = scores.masked_fill(ranks >= top_k, float("-inf"))
+    scores, codes = _likeliest(logits / temperature, top_k[0])
     probabilities = torch.softmax(scores, dim=-1)
     # A code goes when the likelier ones alone reach top_p; the likeliest has none before it and always stays.
     likelier = torch.cumsum(probabilities, dim=-1) - probabilities
-    scores = scores.masked_fill((likelier >= top_p) & (top_p < 1) & (ranks > 0), float("-inf"))
-    race = scores - torch.log(torch.gather(noise, -1, codes))
+    dropped = (likelier >= top_p) & (likelier > 0) & (top_p < 1)
+    # Dropped last: a draw may be 0, and then the race infinite.
+    race = (scores - torch.log(torch.gather(noise, -1, codes))).masked_fill(dropped, float("-inf"))
     return torch.gather(codes, -1, race.argmax(dim=-1, keepdim=True))

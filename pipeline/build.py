@@ -1,0 +1,53 @@
+"""build: loads the checkpoint strictly into the PyTorch networks and records what each component computes.
+
+The record, inputs and outputs of a few calls from seeded data in float32, is what the exported graphs must reproduce;
+so an export process never holds PyTorch's model and OpenVINO's compiled one at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from omegaconf import DictConfig
+from safetensors.numpy import load_file, save_file
+
+from model_src.checkpoint import Checkpoint
+from pipeline.components import COMPONENTS, Call, carried
+from pipeline.stage import main, output, paths, report, track
+
+
+def run(cfg: DictConfig) -> None:
+    """Writes artifacts/<variant>/model/<component>.safetensors: named arrays `<call>.<in|out>.<port>`."""
+    where = paths(cfg)
+    checkpoint = Checkpoint(where.checkpoint)
+    checkpoint.verify()
+    with output(where.model) as model:
+        parameters = {}
+        for name in track(carried(checkpoint.config.tts_model_type), "build"):
+            component = COMPONENTS[name](checkpoint)
+            calls = component.calls(np.random.default_rng(cfg.seed))
+            write_record(model / f"{name}.safetensors", calls, component.run(calls))
+            parameters[name] = sum(parameter.numel() for parameter in component.parameters())
+        report(model, {"kind": checkpoint.config.tts_model_type, "parameters": parameters, "seed": cfg.seed})
+
+
+def write_record(path, calls: list[Call], results: list[Call]) -> None:
+    """Store calls and their results as one file."""
+    arrays = {}
+    for index, (call, result) in enumerate(zip(calls, results, strict=True)):
+        arrays |= {f"{index}.in.{port}": value for port, value in call.items()}
+        arrays |= {f"{index}.out.{port}": value for port, value in result.items()}
+    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+
+
+def read_record(path) -> tuple[list[Call], list[Call]]:
+    """The calls and results of `write_record`."""
+    calls: dict[int, Call] = {}
+    results: dict[int, Call] = {}
+    for key, value in load_file(path).items():
+        index, side, port = key.split(".", 2)
+        (calls if side == "in" else results).setdefault(int(index), {})[port] = value
+    return [calls[index] for index in sorted(calls)], [results[index] for index in sorted(results)]
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,70 @@
+"""From a component to an OpenVINO graph: trace, name the ports, put the state inside."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as ops
+from openvino._offline_transformations import apply_make_stateful_transformation
+
+from pipeline.components import Component
+
+TYPES = {"f32": ov.Type.f32, "i64": ov.Type.i64, "i32": ov.Type.i32}
+
+
+def convert(component: Component) -> ov.Model:
+    """The component as a graph with dynamic shapes, weights in the dtype that the checkpoint stores."""
+    example = trace_example(component)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer points at every Python branch; those here are constant
+        model = ov.convert_model(component, example_input=example)
+    past = list(component.states)
+    present = [name.replace("past", "present", 1) for name in past]
+    shapes = [port.shape for port in component.inputs.values()] + list(component.states.values())
+    for port, name, shape in zip(model.inputs, [*component.inputs, *past], shapes, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_partial_shape(ov.PartialShape(list(shape)))
+    for port, name in zip(model.outputs, [*component.outputs, *present], strict=True):
+        port.get_tensor().set_names({name})
+    model.validate_nodes_and_infer_types()
+    if past:
+        make_stateful(model, dict(zip(past, present, strict=True)))
+    return model
+
+
+def trace_example(component: Component) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with; for a stateful component those of its second call, with the state that the first left."""
+    calls = component.calls(np.random.default_rng(0))
+    state, call = component.silence(), calls[0]
+    if state:
+        with torch.inference_mode():
+            first = component(*(torch.from_numpy(call[name]) for name in component.inputs), *state)
+        state, call = [tensor.clone() for tensor in first[len(component.outputs) :]], calls[1]
+    return (*(torch.from_numpy(call[name]) for name in component.inputs), *state)
+
+
+def make_stateful(model: ov.Model, states: dict[str, str]) -> None:
+    """Turn pairs of input and output into variables that start as zeros, nothing long where they grow.
+
+    Without an initialiser that follows the batch, OpenVINO's CPU plugin cannot compile attention with its cache.
+    """
+    batch_source = model.inputs[0]
+    apply_make_stateful_transformation(model, states)
+    batch = ops.gather(ops.shape_of(batch_source, output_type="i64"), ops.constant([0], np.int64), ops.constant(0))
+    for node in model.get_ops():
+        if node.get_type_name() == "ReadValue":
+            sizes = list(node.get_output_partial_shape(0))[1:]
+            lengths = ops.constant([size.get_length() if size.is_static else 0 for size in sizes], np.int64)
+            zeros = ops.broadcast(ops.constant(0.0, np.float32), ops.concat([batch, lengths], axis=0))
+            readers = node.output(0).get_target_inputs()
+            node.set_arguments([zeros])
+            if all(size.is_static for size in sizes):
+                # The CPU plugin moves an initialiser that nothing else reads into the ReadValue, and then fails to
+                # compile it (2026.4: "Invalid graph status"). Adding the zeros gives them a second reader.
+                state = ops.add(node, zeros)
+                for reader in readers:
+                    reader.replace_source_output(state.output(0))
+    model.validate_nodes_and_infer_types()
