@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.stage import ROOT, configuration, paths
+from tests.parity import GOLDEN, LIVE, VARIANTS, Official
 
 # Stage, and where `paths` says that it writes; in the order in which they need each other.
 STAGES = {
@@ -55,3 +56,12 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         raise ValueError(f"no stage {stage!r}")
 
     return get
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_path_factory) -> Official:
+    """Each variant's checkpoint with what the official package computed with it."""
+    scratch = tmp_path_factory.mktemp(request.param)
+    if LIVE:
+        return Official.load(LIVE / request.param / "checkpoint", LIVE / request.param / "golden.npz", scratch)
+    return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
