@@ -6,9 +6,11 @@ so an export process never holds PyTorch's model and OpenVINO's compiled one at 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from omegaconf import DictConfig
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from model_src.checkpoint import Checkpoint
 from pipeline.components import COMPONENTS, Call, carried
@@ -30,23 +32,13 @@ def run(cfg: DictConfig) -> None:
         report(model, {"kind": checkpoint.config.tts_model_type, "parameters": parameters, "seed": cfg.seed})
 
 
-def write_record(path, calls: list[Call], results: list[Call]) -> None:
+def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:
     """Store calls and their results as one file."""
     arrays = {}
     for index, (call, result) in enumerate(zip(calls, results, strict=True)):
         arrays |= {f"{index}.in.{port}": value for port, value in call.items()}
         arrays |= {f"{index}.out.{port}": value for port, value in result.items()}
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
-
-
-def read_record(path) -> tuple[list[Call], list[Call]]:
-    """The calls and results of `write_record`."""
-    calls: dict[int, Call] = {}
-    results: dict[int, Call] = {}
-    for key, value in load_file(path).items():
-        index, side, port = key.split(".", 2)
-        (calls if side == "in" else results).setdefault(int(index), {})[port] = value
-    return [calls[index] for index in sorted(calls)], [results[index] for index in sorted(results)]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -10,9 +13,20 @@ import torch
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 
-from pipeline.components import Component
+from model_src.checkpoint import Checkpoint
+from pipeline.components import COMPONENTS, Component
 
-TYPES = {"f32": ov.Type.f32, "i64": ov.Type.i64, "i32": ov.Type.i32}
+
+def export(name: str, checkpoint: Path, directory: Path, labels: dict[str, str]) -> dict[str, float]:
+    """Write one component's IR. Returns the seconds it took and the peak resident memory in bytes."""
+    start = time.perf_counter()
+    component = COMPONENTS[name](Checkpoint(checkpoint))  # lives until the end: the graph shares its weights
+    model = convert(component)
+    for key, value in {"component": name, "layout": "native", **labels}.items():
+        model.set_rt_info(value, ["qwen3_tts", key])
+    ov.save_model(model, directory / f"{name}.xml", compress_to_fp16=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
 
 
 def convert(component: Component) -> ov.Model:

@@ -6,11 +6,14 @@ A stage module holds `run(cfg)` and ends with `if __name__ == "__main__": main(r
 
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +215,22 @@ def read_report(directory: Path) -> dict[str, Any]:
     except ValueError as error:
         raise PipelineError(f"{directory}/report.json is damaged ({error}); run its stage again") from None
     return data
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a process that has done nothing before, which gives its memory back, and returns its result.
+
+    Raises PipelineError when the process dies, as it does when the system takes its memory away.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])  # the imports are done once, before the forks
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise PipelineError(
+                f"{function.__module__}.{function.__name__} was killed; is there enough free memory?"
+            ) from None
 
 
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:

@@ -1,0 +1,53 @@
+"""compress: stores every component's weights by the precision's policy, and says what that costs.
+
+Each component is compressed in a process of its own, compared with what PyTorch computed from the checkpoint, and
+held against the policy's gate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.compare import check, compare
+from pipeline.components import COMPONENTS, carried
+from pipeline.stage import PipelineError, alone, main, output, paths, read_report, report, track
+from pipeline.weights import compress
+
+
+def run(cfg: DictConfig) -> None:
+    """Writes artifacts/<variant>/<precision>/ir. Raises PipelineError for a bad policy or a missed gate."""
+    where = paths(cfg)
+    weights, gates = by_component(cfg.precision, "weights"), by_component(cfg.precision, "gate")
+    read_report(where.ir)
+    components, measured = {}, {}
+    with output(where.compressed) as ir:
+        for name in track(carried(read_report(where.model)["kind"]), f"compress to {cfg.precision.name}"):
+            xml = ir / f"{name}.xml"
+            measured[name] = alone(compress, where.ir / xml.name, xml, weights[name])
+            closeness = compare(xml, where.model / f"{name}.safetensors")
+            components[name] = {
+                "weights": weights[name],
+                "bytes": xml.with_suffix(".bin").stat().st_size,
+                "closeness": closeness,
+                "gate": gates[name],
+            }
+            check(name, closeness, gates[name])
+        report(ir, {"components": components, "measured": measured})
+
+
+def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any]]:
+    """A section of the policy for every component: its own entry or the default. Raises PipelineError for unknown names."""
+    entries: Any = OmegaConf.to_container(precision[section], resolve=True)
+    unknown = sorted(set(entries) - set(COMPONENTS) - {"default"})
+    if unknown:
+        raise PipelineError(
+            f"conf/precision/{precision.name}.yaml: {section} names an unknown component {unknown[0]!r}; "
+            f"known: {', '.join(COMPONENTS)}"
+        )
+    return {name: entries.get(name, entries["default"]) for name in COMPONENTS}
+
+
+if __name__ == "__main__":
+    main(run)
