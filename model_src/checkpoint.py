@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,11 @@ class Network:
 
     build: Callable[[CheckpointConfig], nn.Module]
     names: Callable[[CheckpointConfig], list[tuple[str, str]]]
+
+
+def _speaker_encoder(config: CheckpointConfig) -> SpeakerEncoder:
+    assert config.speaker_encoder_config is not None, "only base checkpoints have one"
+    return SpeakerEncoder(config.speaker_encoder_config)
 
 
 def _talker_names(_: CheckpointConfig) -> list[tuple[str, str]]:
@@ -84,7 +89,7 @@ def _speech_encoder_names(config: CheckpointConfig) -> list[tuple[str, str]]:
     for kind in ("semantic", "acoustic"):
         names += [(rf"{kind}\.tables", rvq.format(kind) + "layers.{}.codebook.embed_sum")]
         names += [(rf"{kind}\.", rvq.format(kind))]
-    # SEANet's layers in one list: a convolution; for each stride the units, an ELU, a convolution; an ELU, a convolution.
+    # SEANet is one list: a convolution; for each stride the units, an ELU, a convolution; an ELU, a convolution.
     names += [(r"first_conv\.", seanet + "0.")]
     for block in range(strides):
         start = 1 + block * (units + 2)
@@ -113,7 +118,7 @@ NETWORKS: dict[str, Network] = {
     ),
     "speech_encoder": Network(lambda config: SpeechEncoder(config.speech_tokenizer), _speech_encoder_names),
     "speaker_encoder": Network(
-        lambda config: SpeakerEncoder(config.speaker_encoder_config),
+        _speaker_encoder,
         lambda _: [(r"", "speaker_encoder.")],
     ),
 }
@@ -140,38 +145,36 @@ class Checkpoint:
         self.names = tuple(n for n in NETWORKS if n != "speaker_encoder" or self.config.speaker_encoder_config)
         self._files: dict[str, safe_open] = {}  # tensor name -> the open file that holds it
         self._paths: dict[str, Path] = {}
-        for path in [*_shards(folder), folder / "speech_tokenizer" / "model.safetensors"]:
-            self._open(path)
+        for weights in (folder / "model.safetensors", folder / "speech_tokenizer" / "model.safetensors"):
+            for path in _shards(weights):
+                self._open(path)
 
     def load(self, name: str) -> nn.Module:
         """One network with its weights, for inference. Raises CheckpointError for missing or misshapen tensors."""
         network = self._empty(name)
-        missing, misshapen, state = [], [], {}
-        for parameter, value in network.state_dict().items():
-            sources = self._sources(name, parameter, value)
-            absent = [source for source in sources if source not in self._files]
-            if absent:
-                missing += absent
-                continue
-            tensor = self._codebooks(sources) if parameter.endswith("tables") else self.tensor(sources[0])
-            if tensor.shape != value.shape:
-                misshapen.append(f"{sources[0]} is {list(tensor.shape)}, config.json makes it {list(value.shape)}")
-            state[parameter] = tensor
+        sources = {
+            parameter: self._sources(name, parameter, value) for parameter, value in network.state_dict().items()
+        }
+        missing, misshapen = self._faults(sources)
         if missing or misshapen:
             raise CheckpointError(f"{self.folder}: {name} does not fit its weights: {_listed(missing, misshapen)}")
+        state = {parameter: self._value(parameter, list(found)) for parameter, found in sources.items()}
         network.load_state_dict(state, strict=True, assign=True)
         return network.eval().requires_grad_(False)
 
     def verify(self) -> None:
-        """Check that every tensor is used once and that every parameter has one. Raises CheckpointError."""
-        used: list[str] = []
-        for name in self.names:
-            for parameter, value in self._empty(name).state_dict().items():
-                used += self._sources(name, parameter, value)
-        missing = [name for name in used if name not in self._files]
-        unknown = [name for name in self._files if name not in set(used) and not UNUSED.fullmatch(name)]
-        if missing or unknown:
-            raise CheckpointError(f"{self.folder}: the weights do not fit config.json: {_listed(missing, unknown=unknown)}")
+        """Check that every tensor is used, and that every parameter has one of its shape. Raises CheckpointError."""
+        sources = {
+            f"{name}.{parameter}": self._sources(name, parameter, value)
+            for name in self.names
+            for parameter, value in self._empty(name).state_dict().items()
+        }
+        missing, misshapen = self._faults(sources)
+        used = {source for found in sources.values() for source in found}
+        unknown = [name for name in self._files if name not in used and not UNUSED.fullmatch(name)]
+        if missing or misshapen or unknown:
+            faults = _listed(missing, misshapen, unknown)
+            raise CheckpointError(f"{self.folder}: the weights do not fit config.json: {faults}")
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in its stored dtype, backed by the mapped file."""
@@ -188,24 +191,35 @@ class Checkpoint:
         with torch.device("meta"):
             return NETWORKS[name].build(self.config)
 
-    def _sources(self, network: str, parameter: str, value: Tensor) -> list[str]:
-        """The checkpoint's name for a parameter; for codebook tables, the sums and the usages of each codebook."""
+    def _sources(self, network: str, parameter: str, value: Tensor) -> dict[str, list[int]]:
+        """The checkpoint's tensors for a parameter and the shape of each: sums and usages for codebook tables."""
         for pattern, theirs in NETWORKS[network].names(self.config):
             if re.match(pattern, parameter):
                 name = re.sub("^" + pattern, theirs, parameter, count=1)
                 break
         if not parameter.endswith("tables"):
-            return [name]
-        sums = [name.format(index) for index in range(value.shape[0])]
-        return sums + [_sibling(source, "cluster_usage") for source in sums]
+            return {name: list(value.shape)}
+        count, codes, width = value.shape
+        sums = [name.format(index) for index in range(count)]
+        return {source: [codes, width] for source in sums} | {_usage(source): [codes] for source in sums}
 
-    def _codebooks(self, sources: list[str]) -> Tensor:
-        """Codebook rows: sums of what training assigned to them over how often it did."""
-        sums, usages = sources[: len(sources) // 2], sources[len(sources) // 2 :]
-        pairs = zip(sums, usages, strict=True)
-        return torch.stack(
-            [self.tensor(rows) / self.tensor(usage).clamp(min=_USAGE_FLOOR)[:, None] for rows, usage in pairs]
-        )
+    def _faults(self, sources: Mapping[str, Mapping[str, list[int]]]) -> tuple[list[str], list[str]]:
+        """Of what `_sources` says of each parameter: the tensors that are missing, and those of another shape."""
+        missing, misshapen = [], []
+        for name, shape in (pair for found in sources.values() for pair in found.items()):
+            if name not in self._files:
+                missing.append(name)
+            elif (stored := self._files[name].get_slice(name).get_shape()) != shape:
+                misshapen.append(f"{name} is {stored}, config.json makes it {shape}")
+        return missing, misshapen
+
+    def _value(self, parameter: str, sources: list[str]) -> Tensor:
+        """A parameter's tensor; a codebook's rows are sums of what training assigned to them over how often it did."""
+        if not parameter.endswith("tables"):
+            return self.tensor(sources[0])
+        sums = sources[: len(sources) // 2]
+        usages = (self.tensor(_usage(source)).clamp(min=_USAGE_FLOOR) for source in sums)
+        return torch.stack([self.tensor(rows) / usage[:, None] for rows, usage in zip(sums, usages, strict=True)])
 
     def _open(self, path: Path) -> None:
         try:
@@ -218,25 +232,29 @@ class Checkpoint:
             self._files[name], self._paths[name] = file, path
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The main weight files: one, or those that an index names."""
-    index = folder / "model.safetensors.index.json"
+def _shards(weights: Path) -> list[Path]:
+    """The files of `weights`: itself, or those that the index beside it names."""
+    index = weights.with_name(f"{weights.name}.index.json")
     if not index.exists():
-        return [folder / "model.safetensors"]
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [weights]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index}: no index of weight files; download it again") from None
     if any(Path(name).name != name for name in names):
         raise CheckpointError(f"{index}: names a file outside its folder")
-    return [folder / name for name in names]
+    return [weights.with_name(name) for name in sorted(names)]
 
 
-def _sibling(name: str, last: str) -> str:
-    return f"{name.rpartition('.')[0]}.{last}"
+def _usage(sums: str) -> str:
+    """The name of a codebook's usages, from that of its sums."""
+    return f"{sums.rpartition('.')[0]}.cluster_usage"
 
 
-def _listed(missing: list[str], misshapen: list[str] | None = None, unknown: list[str] | None = None) -> str:
+def _listed(missing: list[str], misshapen: list[str], unknown: Sequence[str] = ()) -> str:
     """What is wrong, in one line, at most five names of each kind."""
     parts = []
-    for label, names in (("missing", missing), ("unknown", unknown or []), ("of another shape", misshapen or [])):
+    for label, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen)):
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             parts.append(f"{label}: {', '.join(names[:5])}{more}")

@@ -39,10 +39,8 @@ class CodePredictor(nn.Module):
             Linear(predictor.hidden_size, predictor.vocab_size, bias=False) for _ in range(groups)
         )
 
-    def decode(
-        self, inputs: Tensor, start: int, past: list[KeyValue] | None = None
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Hidden states [batch, positions, predictor hidden] of inputs [batch, positions, talker hidden] from `start`."""
+    def decode(self, inputs: Tensor, start: int, past: list[KeyValue] | None = None) -> tuple[Tensor, list[KeyValue]]:
+        """Hidden states [batch, positions, predictor hidden] of inputs [batch, positions, talker hidden]."""
         queries = torch.arange(start, start + inputs.shape[1])[None]
         mask = causal_mask(queries, queries[0]) if start == 0 else None  # what is decoded later comes one by one
         positions = rotary(queries, self.config.head_dim, self.config.rope_theta)

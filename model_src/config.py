@@ -1,7 +1,8 @@
 """A checkpoint's configuration, as frozen dataclasses read from its config.json files.
 
 Unknown keys are tolerated (a released file holds dozens that describe nothing of the network). A missing key without a
-default, a value of another type, and values that cannot belong to one network are refused with the key's full name.
+default, a value of another type, and values that cannot belong to one network are refused with the key's full name; so
+is a `FIXED` key with a value that the official code could follow and these networks, like all releases, do not.
 Defaults are those of the official configuration classes, for keys that released files leave out.
 """
 
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 class ConfigError(ValueError):
@@ -24,6 +25,8 @@ class ConfigError(ValueError):
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """What every decoder-only transformer here shares. Sizes in features, `sliding_window` in positions."""
+
+    FIXED: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_bias": False}
 
     hidden_size: int
     intermediate_size: int
@@ -46,6 +49,8 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodePredictorConfig(TransformerConfig):
+    FIXED = TransformerConfig.FIXED | {"use_sliding_window": False}
+
     vocab_size: int = 2048
     num_code_groups: int = 16
     rms_norm_eps: float = 1e-6
@@ -54,6 +59,8 @@ class CodePredictorConfig(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TalkerConfig(TransformerConfig):
+    FIXED = CodePredictorConfig.FIXED
+
     code_predictor_config: CodePredictorConfig
     text_hidden_size: int
     text_vocab_size: int
@@ -112,6 +119,14 @@ class SpeechDecoderConfig(TransformerConfig):
 class SpeechEncoderConfig(TransformerConfig):
     """Mimi's encoder. `upsampling_ratios` are the strides in reverse (the decoder's order, as Mimi states them)."""
 
+    FIXED: ClassVar[dict[str, Any]] = {
+        "hidden_act": "gelu",
+        "attention_bias": False,
+        "use_causal_conv": True,
+        "use_conv_shortcut": False,
+        "pad_mode": "constant",
+    }
+
     audio_channels: int = 1
     num_filters: int = 64
     kernel_size: int = 7
@@ -151,6 +166,11 @@ class SpeechTokenizerConfig:
             )
         if self.encoder_valid_num_quantizers > self.encoder_config.num_quantizers:
             raise ConfigError(f"{where}: encoder_valid_num_quantizers exceeds encoder_config.num_quantizers")
+        if self.encoder_valid_num_quantizers != self.decoder_config.num_quantizers:
+            raise ConfigError(
+                f"{where}: encoder_valid_num_quantizers is {self.encoder_valid_num_quantizers}, but "
+                f"decoder_config.num_quantizers is {self.decoder_config.num_quantizers}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +188,20 @@ class CheckpointConfig:
         if self.tts_model_type not in kinds:
             raise ConfigError(f"{where}.tts_model_type is {self.tts_model_type!r}; known: {', '.join(kinds)}")
         if self.tokenizer_type != "qwen3_tts_tokenizer_12hz":
-            raise ConfigError(f"{where}.tokenizer_type is {self.tokenizer_type!r}; only the 12 Hz tokenizer is supported")
+            raise ConfigError(
+                f"{where}.tokenizer_type is {self.tokenizer_type!r}; only the 12 Hz tokenizer is supported"
+            )
         if (self.speaker_encoder_config is not None) != (self.tts_model_type == "base"):
             raise ConfigError(f"{where}: speaker_encoder_config belongs to base checkpoints, and only to them")
         groups, coded = self.talker_config.num_code_groups, self.speech_tokenizer.decoder_config.num_quantizers
         if groups != coded:
             raise ConfigError(f"{where}: the talker has {groups} code groups, the speech decoder {coded} quantizers")
+        codes = self.talker_config.code_predictor_config.vocab_size
+        if codes != self.speech_tokenizer.decoder_config.codebook_size:
+            raise ConfigError(
+                f"{where}: code_predictor_config.vocab_size is {codes}, but the speech decoder's codebook_size is "
+                f"{self.speech_tokenizer.decoder_config.codebook_size}"
+            )
         speaker = self.speaker_encoder_config
         if speaker is not None and speaker.enc_dim != self.talker_config.hidden_size:
             raise ConfigError(
@@ -207,6 +235,9 @@ def _build(cls: type, data: Any, where: str) -> Any:
     """An instance of dataclass `cls` from a parsed JSON object, its nested dataclasses included."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} is not an object")
+    for key, only in getattr(cls, "FIXED", {}).items():
+        if data.get(key, only) != only:
+            raise ConfigError(f"{where}.{key} is {data[key]!r}; only {only!r} is supported")
     types = typing.get_type_hints(cls)
     values = {}
     for field in dataclasses.fields(cls):
@@ -239,5 +270,5 @@ def _positive(config: Any, where: str) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, int | float) and number <= 0 for number in numbers):
-            raise ConfigError(f"{where}.{field.name} is {value}; it must be above 0")
+        if any(isinstance(number, int | float) and not 0 < number < math.inf for number in numbers):
+            raise ConfigError(f"{where}.{field.name} is {value}; it must be above 0 and finite")

@@ -63,7 +63,8 @@ class SpeechModel:
         """The codes [frames, groups] of an utterance, up to its end or `max_frames`."""
         rng = np.random.default_rng(seed)
         sampler = TalkerSampler(self.config, sampling, rng)
-        inputs, start, past, frames = self.embed_prompt(prompt, speaker, reference), 0, None, []
+        frames: list[Tensor] = []
+        inputs, start, past = self.embed_prompt(prompt, speaker, reference), 0, None
         while len(frames) < max_frames:
             positions = torch.arange(start, start + inputs.shape[1])[None]
             logits, hidden, past = self.talker(inputs, positions, past)
@@ -80,9 +81,7 @@ class SpeechModel:
     def groups(self) -> int:
         return len(self.code_predictor.embeddings) + 1
 
-    def _frame(
-        self, hidden: Tensor, first: int, sampling: Sampling, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _frame(self, hidden: Tensor, first: int, sampling: Sampling, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A frame's codes [1, groups] and their summed embedding [1, 1, hidden]."""
         vocabulary = self.code_predictor.config.vocab_size
         shape = (1, self.groups - 1, vocabulary)

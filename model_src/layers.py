@@ -97,9 +97,7 @@ def causal_mask(queries: Tensor, keys: Tensor, window: int | None = None) -> Ten
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and, for the talker's kind, RMS-normalised queries and keys."""
 
-    def __init__(
-        self, size: int, heads: int, kv_heads: int, head_dim: int, qk_norm_eps: float | None = None
-    ) -> None:
+    def __init__(self, size: int, heads: int, kv_heads: int, head_dim: int, qk_norm_eps: float | None = None) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.q_proj = Linear(size, heads * head_dim, bias=False)
@@ -145,9 +143,7 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """A Qwen3 layer, as talker and code predictor have it: pre-norm attention, pre-norm SwiGLU."""
 
-    def __init__(
-        self, size: int, inner: int, heads: int, kv_heads: int, head_dim: int, eps: float
-    ) -> None:
+    def __init__(self, size: int, inner: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(size, eps)
         self.self_attn = Attention(size, heads, kv_heads, head_dim, qk_norm_eps=eps)

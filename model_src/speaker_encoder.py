@@ -50,9 +50,7 @@ class MelFeatures(nn.Module):
         """Samples [batch, samples] to features [batch, samples // 256, bands]; at least 385 samples."""
         edge = (self.fft_size - self.hop) // 2
         padded = F.pad(audio[:, None], (edge, edge), mode="reflect")[:, 0]
-        spectrum = torch.stft(
-            padded, self.fft_size, self.hop, window=self.window, center=False, return_complex=True
-        )
+        spectrum = torch.stft(padded, self.fft_size, self.hop, window=self.window, center=False, return_complex=True)
         magnitude = torch.sqrt(torch.view_as_real(spectrum).pow(2).sum(-1) + 1e-9)
         return torch.log((self.filters @ magnitude).clamp(min=1e-5)).transpose(1, 2)
 

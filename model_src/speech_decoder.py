@@ -30,10 +30,7 @@ class History:
 
     def prepend(self, x: Tensor, length: int) -> Tensor:
         """The last `length` steps before x [batch, channels, steps], joined with x; zeros before the start."""
-        if self.past is None:
-            joined = F.pad(x, (length, 0))
-        else:
-            joined = torch.cat((self.past[len(self.present)], x), dim=-1)
+        joined = F.pad(x, (length, 0)) if self.past is None else torch.cat((self.past[len(self.present)], x), dim=-1)
         self.present.append(joined[..., -length:])
         return joined
 
