@@ -16,10 +16,9 @@ def sampler(official: Official, point: dict, seed: int = 0) -> TalkerSampler:
     """A sampler that has drawn what the grid's point says."""
     settings = Sampling(**{key: value for key, value in point.items() if key != "history"})
     sampler = TalkerSampler(official.config, settings, np.random.default_rng(seed))
+    ids = np.arange(len(official.golden["sampling_logits"]))
     for code in official.golden["sampling_history"][: point["history"]]:
-        sampler(
-            np.where(np.arange(sampler.process(official.golden["sampling_logits"]).size) == code, 100, 0).astype("f4")
-        )
+        sampler(np.where(ids == code, 100, 0).astype(np.float32))
     return sampler
 
 
