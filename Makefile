@@ -30,10 +30,12 @@ REFERENCE ?= build/reference
 SIZE ?= tiny
 FRAMES = $(if $(filter tiny,$(SIZE)),64,16)
 LIVE = build/parity/$(SIZE)
+COMPARED = $(patsubst conf/variant/%.yaml,%,$(wildcard conf/variant/$(SIZE)-*.yaml))
 
 parity: setup
+	@test -n "$(COMPARED)" || { echo "error: SIZE is tiny, 0.6b or 1.7b, not $(SIZE)" >&2; exit 1; }
 	bash tests/reference/install.sh $(REFERENCE)
-	for variant in $(patsubst conf/variant/%.yaml,%,$(wildcard conf/variant/$(SIZE)-*.yaml)); do \
+	for variant in $(COMPARED); do \
 	  python -m pipeline.download variant=$$variant variant.source=synthetic artifacts=$(LIVE) && \
 	  $(REFERENCE)/bin/python tests/reference/make_golden.py \
 	    $(LIVE)/$$variant/checkpoint $(LIVE)/$$variant/golden.npz --frames $(FRAMES) || exit 1; \
