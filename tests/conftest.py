@@ -1,6 +1,7 @@
 """What the tests share: artifacts that the real stages make, each once in a run and only when a test asks for it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,25 +36,55 @@ def run_stage(stage: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def dvc(checkout: Path, *arguments: str) -> str:
+    """What a DVC command prints, run in a checkout with this environment's packages."""
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=checkout,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": search},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, f"dvc {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`artifact("bundle", "tiny-base", "int8")`: the directory that a stage wrote, after running what is missing.
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the files of this one, all committed, in which nothing is built yet."""
+    checkout = tmp_path_factory.mktemp("checkout") / "repository"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and Path(name).name != "dvc.lock":
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, checkout / name)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "--all"], [*identity, "commit", "-qm", "Copy"]):
+        subprocess.run(["git", *command], cwd=checkout, check=True)
+    dvc(checkout, "config", "--local", "cache.type", "copy")  # tests damage copies of what lies there
+    return checkout
+
+
+@pytest.fixture(scope="session")
+def artifact(checkout: Path) -> Callable[..., Path]:
+    """`artifact("bundle", "tiny-base", "int8")`: the directory that a stage wrote, after DVC ran what is missing.
 
     The directories are shared by the whole run; a test that changes one copies it first.
     """
-    root = tmp_path_factory.mktemp("artifacts")
 
     def get(stage: str, variant: str = "tiny-custom-voice", precision: str = "int8") -> Path:
-        overrides = (f"variant={variant}", f"precision={precision}", f"artifacts={root}")
-        where = paths(configuration(overrides))
-        for name, attribute in STAGES.items():
-            made: Path = getattr(where, attribute)
-            if not made.exists():
-                done = run_stage(name, *overrides)
-                assert done.returncode == 0, f"{name} of {variant} {precision} failed:\n{done.stdout}{done.stderr}"
-            if name == stage:
-                return made
-        raise ValueError(f"no stage {stage!r}")
+        overrides = (f"variant={variant}", f"precision={precision}", f"artifacts={checkout}/artifacts")
+        made: Path = getattr(paths(configuration(overrides)), STAGES[stage])
+        if not made.exists():
+            by_precision = list(STAGES).index(stage) >= list(STAGES).index("compress")
+            dvc(checkout, "repro", f"{stage}@{variant}-{precision}" if by_precision else f"{stage}@{variant}")
+        return made
 
     return get
 

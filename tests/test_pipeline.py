@@ -1,11 +1,8 @@
-"""DVC runs the stages: one cell end to end in a fresh clone, nothing the second time, one column after an edit."""
+"""DVC runs the stages: one cell end to end in a fresh checkout, nothing the second time, one column after an edit."""
 
 import ast
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,44 +10,17 @@ import yaml
 
 from pipeline.stage import ROOT
 from qwen3_tts_ov.bundle import Bundle
+from tests.conftest import dvc
 
 CELL = "tiny-custom-voice-int8"
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 AXES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
-def dvc(checkout: Path, *arguments: str) -> str:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=checkout,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, f"dvc {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """A repository of its own with the files of this one, and one cell built."""
-    checkout = tmp_path_factory.mktemp("clone") / "repository"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file() and Path(name).name != "dvc.lock":
-            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, checkout / name)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["init", "-q"], ["add", "--all"], [*identity, "commit", "-qm", "Copy"]):
-        subprocess.run(["git", *command], cwd=checkout, check=True)
-    dvc(checkout, "repro", f"smoke@{CELL}")
-    return checkout
+@pytest.fixture(autouse=True)
+def built(artifact) -> None:
+    """One cell, from the checkpoint to the smoke report."""
+    artifact("smoke")
 
 
 def stale(checkout: Path) -> set[str]:
@@ -74,20 +44,21 @@ def test_a_second_run_runs_nothing_and_touches_nothing(checkout):
     assert (checkout / "dvc.lock").read_bytes() == lock
 
 
-def test_the_same_checkout_gives_the_same_bundle_elsewhere(checkout, artifact):
-    here = Bundle.load(artifact("bundle")).manifest
-    there = Bundle.load(checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle").manifest
-    assert there["files"] == here["files"]
-    assert there["bundle_id"] == here["bundle_id"]
-
-
-def test_outputs_in_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
-    """The stage replaces linked, read-only files; the cache behind them must keep its content."""
-    dvc(checkout, "repro", "--force", "--single-item", f"bundle@{CELL}")
-    assert stale(checkout) == set()
-    shutil.rmtree(checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle")
-    dvc(checkout, "checkout", f"bundle@{CELL}")
-    Bundle.load(checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle")
+def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
+    """A user's outputs are read-only links into the cache; a stage replaces them and must not write through them."""
+    bundle = checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle"
+    dvc(checkout, "config", "--local", "--unset", "cache.type")
+    try:
+        dvc(checkout, "checkout", "--relink", f"bundle@{CELL}")
+        assert (bundle / "manifest.json").stat().st_nlink == 2
+        dvc(checkout, "repro", "--force", "--single-item", f"bundle@{CELL}")
+        assert stale(checkout) == set()
+        shutil.rmtree(bundle)
+        dvc(checkout, "checkout", f"bundle@{CELL}")
+        Bundle.load(bundle)
+    finally:
+        dvc(checkout, "config", "--local", "cache.type", "copy")
+        dvc(checkout, "checkout", "--relink", f"bundle@{CELL}")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +70,7 @@ def test_outputs_in_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
         ("conf/variant/tiny-custom-voice.yaml", "edited: 1\n", {"download", "bundle"}),
         ("conf/variant/tiny-base.yaml", "edited: 1\n", set()),
         ("conf/smoke/default.yaml", "edited: 1\n", {"smoke"}),
-        ("model_src/talker.py", "# edited\n", {"build", "export"}),
+        ("model_src/talker.py", "# edited\n", {"build", "export", "compress"}),
         ("pipeline/bundle.py", "# edited\n", {"bundle"}),
         ("pipeline/publish.py", "# edited\n", set()),
         ("README.md", "edited\n", set()),
