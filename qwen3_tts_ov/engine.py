@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"  # in a mapping by component: every component that is not named
 _ENCODERS = ("speech_encoder", "speaker_encoder")
+_TABLES = ("text_embedding", "codec_embedding", "residual_code_embedding")
 # Virtual devices choose among real ones themselves, so their names are not looked up.
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 
@@ -79,7 +80,7 @@ class Engine:
             if name not in (DEFAULT, *bundle.components):
                 raise RequestError(f"unknown component {name!r}; this bundle has: {', '.join(bundle.components)}")
         self._core = ov.Core()
-        self._core.set_property(_cache_properties(cache_dir, bundle))
+        self._cache = _cache_properties(cache_dir, bundle)
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
         self._free: list[Session] = []
@@ -126,8 +127,10 @@ class Engine:
             known = ", ".join(self._core.available_devices)
             raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
         recommended = self.bundle.manifest["placement"].get(base, {}).get(name, {})
-        # The cache leaves the weights in the bundle; OpenVINO heeds that only with each graph, not for the core.
-        chosen = {"PERFORMANCE_HINT": "LATENCY", "CACHE_MODE": "OPTIMIZE_SIZE"} | recommended
+        # OpenVINO's cache holds a copy of the weights. (CACHE_MODE OPTIMIZE_SIZE leaves them out, but the CPU plugin of
+        # 2026.4 then reads back a talker without outputs.) A table has nothing to compile, so it stays out.
+        cache = {} if name in _TABLES else self._cache
+        chosen = {"PERFORMANCE_HINT": "LATENCY"} | cache | recommended
         chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
         xml = self.bundle.path(self.bundle.manifest["components"][name]["xml"])
         start = time.perf_counter()
