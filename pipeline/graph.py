@@ -12,9 +12,20 @@ import openvino as ov
 import torch
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
+from openvino.frontend.pytorch import ModuleExtension
 
 from model_src.checkpoint import Checkpoint
+from model_src.layers import Linear
 from pipeline.components import COMPONENTS, Component
+
+# Traced as one operation over the stored weight. The tracer keeps every tensor that it sees, so running the layers
+# would hold a float32 copy of each weight for every time it is used: 4.1 GB for the 1.7B's code predictor of 0.36 GB.
+LINEAR = ModuleExtension(
+    Linear,
+    "ov_ext::linear",
+    evaluate=lambda module, x, *weights: x.new_full((*x.shape[:-1], module.out_features), 0.5),
+    convert=lambda module, operation, x: operation(x, module.weight, module.bias),
+)
 
 
 def export(name: str, checkpoint: Path, directory: Path, labels: dict[str, str]) -> dict[str, float]:
@@ -34,7 +45,7 @@ def convert(component: Component) -> ov.Model:
     example = trace_example(component)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer points at every Python branch; those here are constant
-        model = ov.convert_model(component, example_input=example)
+        model = ov.convert_model(component, example_input=example, extension=LINEAR)
     past = list(component.states)
     present = [name.replace("past", "present", 1) for name in past]
     shapes = [port.shape for port in component.inputs.values()] + list(component.states.values())
