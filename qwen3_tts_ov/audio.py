@@ -119,11 +119,11 @@ class Player:
     def __init__(self, sample_rate: int) -> None:
         commands = [command.format(rate=sample_rate).split() for command in self._COMMANDS]
         self._command = next((command for command in commands if shutil.which(command[0])), [])
+        if not self._command:
+            known = ", ".join(command[0] for command in commands)
+            raise AudioError(f"nothing here can play audio; install one of {known}, or write a file with -o")
 
     def __enter__(self) -> Player:
-        if not self._command:
-            known = ", ".join(command.partition(" ")[0] for command in self._COMMANDS)
-            raise AudioError(f"nothing here can play audio; install one of {known}, or write a file with -o")
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         return self
 

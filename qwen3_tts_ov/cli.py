@@ -11,9 +11,9 @@ import logging
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -23,12 +23,16 @@ from rich.table import Table
 from .errors import Qwen3TTSError, RequestError
 
 if TYPE_CHECKING:
+    from .audio import Player, Writer
     from .bundle import Bundle
     from .speech import Outcome, SpeechStream
     from .synthesizer import Synthesizer
     from .voice import VoicePrompt
 
+_PROMPT = ".safetensors"  # a saved voice prompt, where a recording may stand too
 _BENCH_TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while in the afternoon sun."
+
+Outlet: TypeAlias = "Writer | Player | _Stdout"
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 people = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -90,11 +94,12 @@ def say(
         output = Path("speech.wav")
     options = {"seed": seed, "max_frames": max_frames}
     given = {name: value for name, value in options.items() if value is not None}
-    synthesizer = _load(bundle, revision, device, properties)
-    if clone is None and (missing := "--ref-text" if ref_text else None):
-        raise RequestError(f"{missing} belongs to a recording; give that with --clone")
-    speech = _start(synthesizer, spoken, voice, language, instruct, _voice_prompt(synthesizer, clone, ref_text), given)
-    outcome = _pour(speech, output, play, stream)
+    loaded = _open(bundle, revision, verify=True)
+    _check_voice(loaded, voice, instruct, clone, ref_text)
+    outlets = _outlets(output, play, stream, loaded.sample_rate)
+    synthesizer = _compile(loaded, device, properties)
+    cloned = _voice_prompt(synthesizer, clone, ref_text)
+    outcome = _pour(_start(synthesizer, spoken, voice, language, instruct, cloned, given), outlets)
     if as_json:
         print(
             json.dumps(_summary(outcome, output), indent=2, sort_keys=True), file=sys.stderr if stream else sys.stdout
@@ -229,9 +234,12 @@ def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:
 
 
 def _load(source: str, revision: str | None, device: list[str] | None, properties: list[str] | None) -> Synthesizer:
+    return _compile(_open(source, revision, verify=True), device, properties)
+
+
+def _compile(bundle: Bundle, device: list[str] | None, properties: list[str] | None) -> Synthesizer:
     from .synthesizer import Synthesizer
 
-    bundle = _open(source, revision, verify=True)
     with people.status(f"Compiling {bundle.manifest['variant']} ..."):
         return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []))
 
@@ -254,14 +262,34 @@ def _parse_properties(given: list[str]) -> dict[str, dict[str, str]]:
     return parsed
 
 
+def _check_voice(
+    bundle: Bundle, voice: str | None, instruct: str | None, clone: Path | None, ref_text: str | None
+) -> None:
+    """Raises RequestError for options that do not go together, before anything is compiled."""
+    if clone is None and ref_text is not None:
+        raise RequestError("--ref-text belongs to a recording; give that with --clone")
+    if clone is not None and bundle.kind != "base":
+        raise RequestError(f"this bundle is a {bundle.kind} one; load a base bundle for --clone")
+    if bundle.kind == "base" and clone is None:
+        raise RequestError("a base bundle speaks with a recording's voice; give one with --clone")
+    if bundle.kind == "voice_design" and not instruct:
+        raise RequestError("a voice_design bundle needs the voice in words; give them with --instruct")
+    if bundle.kind == "custom_voice" and voice is None:
+        raise RequestError(f"choose a voice with --voice: {', '.join(bundle.speakers)}")
+    if bundle.kind != "custom_voice" and voice is not None:
+        raise RequestError(f"--voice does not go with a {bundle.kind} bundle; leave it out")
+    if bundle.kind == "base" and instruct is not None:
+        raise RequestError("--instruct does not go with a base bundle; leave it out")
+    if clone is not None and clone.suffix.lower() == _PROMPT and ref_text is not None:
+        raise RequestError(f"{clone} already holds its reference text; leave --ref-text out")
+
+
 def _voice_prompt(synthesizer: Synthesizer, clone: Path | None, ref_text: str | None) -> VoicePrompt | None:
     from .voice import VoicePrompt
 
-    if clone is None or clone.suffix.lower() != ".safetensors":
-        return None if clone is None else synthesizer.voice_prompt(clone, ref_text)
-    if ref_text is not None:
-        raise RequestError(f"{clone} already holds its reference text; leave --ref-text out")
-    return VoicePrompt.load(clone)
+    if clone is not None and clone.suffix.lower() == _PROMPT:
+        return VoicePrompt.load(clone)
+    return None if clone is None else synthesizer.voice_prompt(clone, ref_text)
 
 
 def _start(
@@ -273,27 +301,12 @@ def _start(
     cloned: VoicePrompt | None,
     options: Any,
 ) -> SpeechStream:
-    """The stream of whichever mode the bundle serves. Raises RequestError for options of another mode."""
-    bundle = synthesizer.bundle
+    """The stream of the mode that the bundle serves."""
     if cloned is not None:
-        _refuse("a clone", voice=voice, instruct=instruct)
         return synthesizer.stream_clone(text, cloned, language, **options)
-    if bundle.kind == "base":
-        raise RequestError("a base bundle speaks with a recording's voice; give one with --clone")
-    if bundle.kind == "voice_design":
-        _refuse("a designed voice", voice=voice)
-        if not instruct:
-            raise RequestError("a voice_design bundle needs the voice in words; give them with --instruct")
-        return synthesizer.stream_voice_design(text, instruct, language, **options)
-    if voice is None:
-        raise RequestError(f"choose a voice with --voice: {', '.join(bundle.speakers)}")
-    return synthesizer.stream_custom_voice(text, voice, language, instruct, **options)
-
-
-def _refuse(what: str, **options: str | None) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise RequestError(f"--{name} does not go with {what}; leave it out")
+    if voice is not None:
+        return synthesizer.stream_custom_voice(text, voice, language, instruct, **options)
+    return synthesizer.stream_voice_design(text, instruct or "", language, **options)
 
 
 def _start_any(synthesizer: Synthesizer, text: str, options: Any) -> SpeechStream:
@@ -311,28 +324,42 @@ def _start_any(synthesizer: Synthesizer, text: str, options: Any) -> SpeechStrea
     return _start(synthesizer, text, voice, "auto", instruct, nobody, options)
 
 
-def _pour(speech: SpeechStream, output: Path | None, play: bool, stream: bool) -> Outcome:
-    """Lets the stream run into every outlet that was asked for, with progress on a terminal."""
+def _outlets(output: Path | None, play: bool, stream: bool, rate: int) -> list[Outlet]:
+    """Where the speech goes, refused here if it cannot go there."""
     from . import audio
 
-    with contextlib.ExitStack() as outlets:
-        outlets.enter_context(speech)
-        takers: list[Callable[[Any], None]] = []
-        if output is not None:
-            takers.append(outlets.enter_context(audio.Writer(output, speech.sample_rate)).write)
-        if play:
-            takers.append(outlets.enter_context(audio.Player(speech.sample_rate)).write)
-        if stream:
-            takers.append(lambda chunk: _write_stdout(audio.pcm16(chunk)))
+    outlets: list[Outlet] = []
+    if output is not None:
+        outlets.append(audio.Writer(output, rate))
+    if play:
+        outlets.append(audio.Player(rate))
+    if stream:
+        outlets.append(_Stdout())
+    return outlets
+
+
+def _pour(speech: SpeechStream, outlets: list[Outlet]) -> Outcome:
+    """Lets the stream run into every outlet, with progress on a terminal."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(speech)
+        opened = [stack.enter_context(outlet) for outlet in outlets]
         for chunk in _with_progress(speech):
-            for take in takers:
-                take(chunk)
+            for outlet in opened:
+                outlet.write(chunk)
     return speech.outcome
 
 
-def _write_stdout(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+class _Stdout(contextlib.nullcontext[Any]):
+    """Raw PCM on stdout, flushed with every chunk."""
+
+    def __enter__(self) -> _Stdout:
+        return self
+
+    def write(self, waveform: Any) -> None:
+        from .audio import pcm16
+
+        sys.stdout.buffer.write(pcm16(waveform))
+        sys.stdout.buffer.flush()
 
 
 def _with_progress(speech: SpeechStream) -> Iterator[Any]:

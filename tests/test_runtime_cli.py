@@ -176,7 +176,10 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
     "ref text alone": (["say", "{}", "Hi.", "--ref-text", "x"], "--ref-text belongs to a recording"),
     "clone by custom voice": (["say", "{}", "Hi.", "--clone", "tone.wav"], "load a base bundle"),
     "base without clone": (["say", "BASE", "Hi."], "give one with --clone"),
-    "clone with voice": (["say", "BASE", "Hi.", "--clone", "tone.wav", "--voice", "ryan"], "--voice does not go with"),
+    "clone with voice": (
+        ["say", "BASE", "Hi.", "--clone", "tone.wav", "--voice", "ryan"],
+        "--voice does not go with a base bundle",
+    ),
     "clone of nothing": (["say", "BASE", "Hi.", "--clone", "none.wav"], "none.wav: there is no such file"),
     "clone of a text": (["say", "BASE", "Hi.", "--clone", "latin1.txt"], "cannot read it as audio"),
     "prompt that is none": (
@@ -187,9 +190,12 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
     "output as mp4": (["say", "{}", "Hi.", "--voice", "ryan", "-o", "out.mp4"], "out.mp4: cannot write .mp4"),
     "output in no folder": (["say", "{}", "Hi.", "--voice", "ryan", "-o", "no/out.wav"], "there is no folder no"),
     "unknown device": (["say", "{}", "Hi.", "--voice", "ryan", "-d", "TPU"], "there is no device TPU"),
-    "unknown component": (["say", "{}", "Hi.", "-d", "mouth=CPU"], "unknown component 'mouth'"),
-    "property without value": (["say", "{}", "Hi.", "--property", "SPEED"], "write it as KEY=VALUE"),
-    "unknown property": (["say", "{}", "Hi.", "--property", "SPEED=1"], "cannot be compiled for CPU"),
+    "unknown component": (["say", "{}", "Hi.", "--voice", "ryan", "-d", "mouth=CPU"], "unknown component 'mouth'"),
+    "property without value": (["say", "{}", "Hi.", "--voice", "ryan", "--property", "SPEED"], "write it as KEY=VALUE"),
+    "unknown property": (
+        ["say", "{}", "Hi.", "--voice", "ryan", "--property", "SPEED=1"],
+        "cannot be compiled for CPU",
+    ),
     "no frames": (["say", "{}", "Hi.", "--voice", "ryan", "--max-frames", "0"], "max_frames must be"),
     "no rounds": (["bench", "{}", "--rounds", "0"], "Invalid value for '--rounds'"),
     "pull of a path": (["pull", "/no/such/thing"], "there is no such folder, and it is not a Hub id"),

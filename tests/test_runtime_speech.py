@@ -16,7 +16,17 @@ import numpy as np
 import psutil
 import pytest
 
-from qwen3_tts_ov import AudioError, Bundle, DeviceError, RequestError, Speech, SpeechStream, Synthesizer, VoicePrompt
+from qwen3_tts_ov import (
+    AudioError,
+    Bundle,
+    DeviceError,
+    RequestError,
+    Speech,
+    SpeechStream,
+    Synthesizer,
+    VoicePrompt,
+    engine,
+)
 from qwen3_tts_ov.generation import LARGEST_CHUNK
 
 TEXT = "The quick brown fox."
@@ -38,14 +48,19 @@ def recording(seconds: float = 2.0, rate: int = 24_000) -> tuple[np.ndarray, int
 
 
 @pytest.fixture(scope="module")
-def synthesizer(artifact: Callable[..., Path]) -> Callable[[str], Synthesizer]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], Synthesizer]:
     """`synthesizer("custom_voice")`: one for each mode, compiled once."""
     made: dict[str, Synthesizer] = {}
 
     def get(mode: str) -> Synthesizer:
         variant = VARIANTS[mode]
         if variant not in made:
-            made[variant] = Synthesizer(Bundle.load(artifact("bundle", variant, "int8")), cache_dir=False)
+            made[variant] = Synthesizer(Bundle.load(artifact("bundle", variant, "int8")), cache_dir=cache)
         return made[variant]
 
     return get
@@ -92,8 +107,8 @@ class TestEveryMode:
     @pytest.mark.parametrize("first_chunk", [1, 3, 100])
     def test_the_chunks_of_a_stream_joined_equal_the_whole(self, modes, mode, first_chunk):
         speak, stream = modes(mode)
-        whole = speak(TEXT, seed=2, max_frames=80)
-        with stream(TEXT, seed=2, max_frames=80, first_chunk=first_chunk) as chunks:
+        whole = speak(TEXT, seed=2, max_frames=40)
+        with stream(TEXT, seed=2, max_frames=40, first_chunk=first_chunk) as chunks:
             pieces = list(chunks)
             outcome = chunks.outcome
         np.testing.assert_array_equal(outcome.codes, whole.codes)
@@ -166,19 +181,32 @@ def test_every_speaker_and_language_of_the_bundle_is_accepted_in_any_case(synthe
         assert loaded.custom_voice(TEXT, loaded.bundle.speakers[0], language.title(), max_frames=2).samples == 2 * FRAME
 
 
-def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesizer):
+def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesizer, monkeypatch):
     loaded = synthesizer("custom_voice")
-    sentences = 60
-    text = "Here is one more sentence to read. " * sentences
-    stream = loaded.stream_custom_voice(text, loaded.bundle.speakers[0], seed=1, max_frames=400)
-    waveform = np.concatenate(list(stream))
-    pauses = (len(waveform) - FRAME * len(stream.outcome.codes)) / (0.25 * 24_000)
-    assert pauses == int(pauses) >= 1
-    whole = loaded.custom_voice(text, loaded.bundle.speakers[0], seed=1, max_frames=400)
+    monkeypatch.setattr("qwen3_tts_ov.synthesizer.PIECE_SECONDS", 2.0)
+    monkeypatch.setitem(loaded.bundle.manifest["generation"], "max_new_tokens", 5)  # a limit for each piece
+    text = "One sentence here. Another one there! And a third?"
+    with loaded.stream_custom_voice(text, loaded.bundle.speakers[0], seed=1, first_chunk=2) as stream:
+        waveform = np.concatenate(list(stream))
+    frames, pause = len(stream.outcome.codes), round(0.25 * 24_000)
+    assert 3 * 2 <= frames <= 3 * 5
+    assert len(waveform) == FRAME * frames + 2 * pause
+    whole = loaded.custom_voice(text, loaded.bundle.speakers[0], seed=1)
     np.testing.assert_allclose(waveform, whole.waveform, atol=2e-5)
-    # A pause starts where the speech was and falls to silence smoothly.
-    quiet = np.flatnonzero(np.convolve(np.abs(waveform) < 1e-6, np.ones(4000), "valid") == 4000)[0]
-    assert np.abs(np.diff(waveform[quiet - 240 : quiet])).max() < 0.05
+    if frames == 15:  # then it is known where the pauses are
+        for start in (5 * FRAME, 10 * FRAME + pause):
+            gap = waveform[start - 1 : start + pause]
+            assert np.abs(np.diff(gap)).max() <= 0.05 * np.abs(gap[0]) + 1e-6, "it starts where the speech was"
+            assert np.abs(gap[-pause // 2 :]).max() < 1e-6, "and is silent after that"
+
+
+def test_the_frame_limit_of_a_request_is_for_all_its_pieces(synthesizer, monkeypatch):
+    loaded = synthesizer("custom_voice")
+    monkeypatch.setattr("qwen3_tts_ov.synthesizer.PIECE_SECONDS", 2.0)
+    speech = loaded.custom_voice(
+        "One sentence here. Another one there! And a third?", loaded.bundle.speakers[0], max_frames=4
+    )
+    assert (len(speech.codes), speech.stop_reason) == (4, "max_frames")
 
 
 def test_frames_of_the_reference_are_context_but_not_in_the_speech(synthesizer):
@@ -222,21 +250,22 @@ def test_eight_threads_with_twenty_requests_each_get_what_one_thread_gets(synthe
 
     def say(number: int) -> np.ndarray:
         return loaded.custom_voice(
-            f"Number {number}.", speakers[number % len(speakers)], seed=number, max_frames=4
+            f"Number {number}.", speakers[number % len(speakers)], seed=number, max_frames=2
         ).waveform
+
+    def thread(first: int) -> list[np.ndarray]:
+        return [say((first + step) % 20) for step in range(20)]
 
     expected = [say(number) for number in range(20)]
     memory = []
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(3):
-            for _ in range(3):
-                got = pool.map(lambda thread: [say((thread + step) % 20) for step in range(20)], range(8))
-                for thread, waveforms in enumerate(got):
-                    for step, waveform in enumerate(waveforms):
-                        np.testing.assert_array_equal(waveform, expected[(thread + step) % 20])
-            gc.collect()
-            memory.append(psutil.Process().memory_info().rss)
-    assert memory[-1] - memory[0] < 16e6, f"it grew: {memory}"
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            for first, waveforms in enumerate(pool.map(thread, range(8))):
+                for step, waveform in enumerate(waveforms):
+                    np.testing.assert_array_equal(waveform, expected[(first + step) % 20])
+        gc.collect()
+        memory.append(psutil.Process().memory_info().rss)
+    assert memory[1] - memory[0] < 16e6, f"it grew: {memory}"
 
 
 def test_a_stream_that_is_dropped_frees_its_session(synthesizer):
@@ -270,45 +299,33 @@ def test_a_second_start_takes_the_compiled_graphs_from_the_cache(artifact, tmp_p
     say = partial(Synthesizer.custom_voice, text=TEXT, speaker=bundle.speakers[0], seed=1, max_frames=5)
     first = say(Synthesizer(bundle, cache_dir=tmp_path))
     cached = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")}
-    assert len(cached) == 5
-    assert sum(path.stat().st_size for path in cached) < bundle.path("text_embedding.bin").stat().st_size / 2, (
-        "no weights"
-    )
+    assert len(cached) == 3, "tables have nothing to compile"
     second = say(Synthesizer(bundle, cache_dir=tmp_path))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")} == cached
     np.testing.assert_array_equal(first.waveform, second.waveform)
 
 
-def test_a_cache_folder_that_cannot_be_made_costs_speed_but_not_speech(artifact, tmp_path, caplog):
+def test_a_cache_folder_that_cannot_be_made_costs_speed_but_is_no_error(synthesizer, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    loaded = Synthesizer(Bundle.load(artifact("bundle", "tiny-custom-voice", "int8")), cache_dir=tmp_path / "file")
+    assert engine._cache_properties(tmp_path / "file", synthesizer("custom_voice").bundle) == {}
     assert "no model cache there" in caplog.text
-    assert loaded.custom_voice(TEXT, loaded.bundle.speakers[0], max_frames=2).samples == 2 * FRAME
 
 
-def test_properties_go_over_what_the_bundle_recommends(artifact):
-    bundle = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8"))
-    properties = {"default": {"NUM_STREAMS": 2}, "talker": {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1}}
-    engine = Synthesizer(bundle, properties=properties, cache_dir=False).engine
-    assert engine._compiled["code_predictor"].get_property("NUM_STREAMS") == 2
-    assert engine._compiled["talker"].get_property("NUM_STREAMS") == 1
-    recommended = bundle.manifest["placement"]["CPU"]["talker"]
-    for key in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):
-        if key in recommended:
-            kept = engine._compiled["talker"].get_property(key)
-            assert str(getattr(kept, "to_string", lambda kept=kept: kept)()).strip("<>'Type: ") in (
-                "f32",
-                "f16",
-                "bf16",
-            )
-
-
-@pytest.mark.parametrize("device", ["AUTO", "HETERO:CPU", {"talker": "CPU", "speech_decoder": "AUTO"}])
-def test_virtual_devices_and_placement_by_component_speak_the_same(artifact, synthesizer, device):
+def test_devices_and_properties_are_chosen_by_component_over_the_recommendation(synthesizer, cache):
     expected = synthesizer("custom_voice")
-    loaded = Synthesizer(expected.bundle, device, {"default": {"INFERENCE_PRECISION_HINT": "f32"}}, cache_dir=False)
-    speaker = loaded.bundle.speakers[0]
-    assert loaded.custom_voice(TEXT, speaker, seed=1, max_frames=5).samples == 5 * FRAME
+    bundle = expected.bundle
+    devices = {"talker": "AUTO", "codec_embedding": "HETERO:CPU"}
+    loaded = Synthesizer(bundle, devices, {"speech_decoder": {"INFERENCE_NUM_THREADS": 1}}, cache)
+    speaker = bundle.speakers[0]
+    spoken = (each.custom_voice(TEXT, speaker, seed=1, max_frames=3).samples for each in (loaded, expected))
+    assert list(spoken) == [3 * FRAME] * 2
+    compiled = loaded.engine._compiled
+    assert compiled["talker"].get_property("EXECUTION_DEVICES") in (["CPU"], ["(CPU)"])
+    assert compiled["speech_decoder"].get_property("INFERENCE_NUM_THREADS") == 1
+    for name, recommended in bundle.manifest["placement"]["CPU"].items():
+        if name in ("code_predictor", "speech_decoder") and "INFERENCE_PRECISION_HINT" in recommended:
+            chosen = compiled[name].get_property("INFERENCE_PRECISION_HINT")
+            assert chosen.to_string() == recommended["INFERENCE_PRECISION_HINT"]
 
 
 def test_speaking_loads_neither_torch_nor_transformers(artifact):
