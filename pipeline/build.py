@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> None:
 
 def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:
     """Store calls and their results as one file."""
-    arrays = {}
+    arrays: Call = {}
     for index, (call, result) in enumerate(zip(calls, results, strict=True)):
         arrays |= {f"{index}.in.{port}": value for port, value in call.items()}
         arrays |= {f"{index}.out.{port}": value for port, value in result.items()}

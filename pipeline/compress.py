@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any]]:
-    """A section of the policy for every component: its own entry or the default. Raises PipelineError for unknown names."""
+    """A section of the policy for every component: its own entry or the default. Raises PipelineError."""
     entries: Any = OmegaConf.to_container(precision[section], resolve=True)
     unknown = sorted(set(entries) - set(COMPONENTS) - {"default"})
     if unknown:

@@ -33,7 +33,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0 and finite, not {self.temperature}; for greedy use do_sample=False")
+            raise ValueError(
+                f"temperature must be above 0 and finite, not {self.temperature}; for greedy use do_sample=False"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
