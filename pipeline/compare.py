@@ -41,7 +41,7 @@ def compare(xml: Path, record: Path) -> Closeness:
 
 
 def closeness(expected: np.ndarray, actual: np.ndarray) -> tuple[str, float]:
-    """SNR in dB of float outputs (200 when equal), share of equal elements of integer ones; the worst if shapes differ."""
+    """SNR in dB of float outputs (200 when equal), share of equal elements of integer ones; least if shapes differ."""
     if np.issubdtype(expected.dtype, np.integer):
         return "agreement", float((expected == actual).mean()) if expected.shape == actual.shape else 0.0
     if expected.shape != actual.shape or not np.isfinite(actual).all():
