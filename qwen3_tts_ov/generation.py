@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from .engine import Codes, Engine, Floats, Session
 from .prompt import Prompt
-from .sampling import Sampling, TalkerSampler
+from .sampling import Sampling, TalkerSampler, exponential
 from .speech import Outcome, StopReason, Timings
 from .voice import VoicePrompt
 
 LARGEST_CHUNK = 32  # frames decoded in one go
 _PAUSE_SECONDS = 0.25  # between the pieces of a long text
 _DECAY_SECONDS = 0.001  # in which the sample before a pause falls to a third, so that no cut clicks
-_LEAST_NOISE = 1e-6  # an exponential draw may be 0, whose logarithm is not finite; this is above 0 in float16 too
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,7 @@ class _PredictorInputs:
     def __call__(self) -> dict[str, NDArray[Any]]:
         if self._rng is None:
             return self._fixed
-        draws = self._rng.standard_exponential(self._shape, dtype=np.float32)
-        return self._fixed | {"noise": np.maximum(draws, np.float32(_LEAST_NOISE))}
+        return self._fixed | {"noise": exponential(self._rng, self._shape)}
 
 
 def _generator(seed: np.random.SeedSequence) -> np.random.Generator:

@@ -1,0 +1,64 @@
+"""What a user installs: a small wheel, its dependencies from the registry, no torch; light to import, and it speaks.
+
+Installing takes minutes and the network, so this runs only when asked for: INSTALL=1.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from pipeline.stage import ROOT
+
+pytestmark = pytest.mark.skipif(not os.environ.get("INSTALL"), reason="installs from the registry; set INSTALL=1")
+
+
+def run(*command: object, **how: object) -> str:
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # only what is installed
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=alone, **how)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):  # a copy: building leaves files behind
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "qwen3_tts_ov", source / "qwen3_tts_ov")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin/ of a fresh virtual environment with the wheel and what it asks for."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
+    return folder / "bin"
+
+
+def test_the_wheel_is_under_200_kb(wheel):
+    assert wheel.stat().st_size < 200_000
+
+
+def test_no_torch_comes_along(programs):
+    installed = {line.partition("==")[0].lower() for line in run(programs / "pip", "freeze").splitlines()}
+    assert "openvino" in installed
+    assert not installed & {"torch", "transformers", "nncf", "hydra-core", "dvc"}
+
+
+def test_the_import_takes_under_a_second(programs, tmp_path):
+    script = "import time; start = time.perf_counter(); import qwen3_tts_ov; print(time.perf_counter() - start)"
+    assert float(run(programs / "python", "-c", script, cwd=tmp_path)) < 1
+
+
+def test_it_speaks(programs, artifact, tmp_path):
+    bundle = artifact("bundle", "tiny-custom-voice", "int8")
+    run(programs / "qwen3-tts-ov", "say", bundle, "Hello.", "--voice", "ryan", "--max-frames", 2, cwd=tmp_path)
+    assert (tmp_path / "speech.wav").stat().st_size == 44 + 2 * 1920 * 2

@@ -1,0 +1,79 @@
+"""The runtime and the PyTorch reference say the same: greedy codes of every kind of voice, in both text modes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_src.checkpoint import Checkpoint
+from model_src.generate import SpeechModel
+from qwen3_tts_ov import Bundle, Sampling, Synthesizer, VoicePrompt, prompt
+
+TEXT, LANGUAGE, INSTRUCT = "It is the same voice, whoever runs it.", "english", "Speak slowly."
+FRAMES = 24
+EXACT = {"default": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}}
+GREEDY = {"do_sample": False, "subtalker_dosample": False}
+
+
+@pytest.fixture(scope="module")
+def both(artifact: Callable[..., Path]) -> Callable[[str], tuple[Synthesizer, SpeechModel]]:
+    """`both("tiny-base")`: the 16-bit bundle at full arithmetic precision, and the networks of its checkpoint."""
+    made: dict[str, tuple[Synthesizer, SpeechModel]] = {}
+
+    def get(variant: str) -> tuple[Synthesizer, SpeechModel]:
+        if variant not in made:
+            bundle = Bundle.load(artifact("bundle", variant, "fp16"))
+            checkpoint = Checkpoint(artifact("download", variant))
+            made[variant] = (
+                Synthesizer(bundle, properties=EXACT, cache_dir=False),
+                SpeechModel(checkpoint, bundle.config),
+            )
+        return made[variant]
+
+    return get
+
+
+def reference_codes(
+    synthesizer: Synthesizer, model: SpeechModel, plan: prompt.Prompt, voice: VoicePrompt | None = None
+) -> np.ndarray:
+    """What the networks say greedily, codes [frames, groups]."""
+    generation = synthesizer.bundle.manifest["generation"] | GREEDY
+    sampling = Sampling.talker(generation), Sampling.code_predictor(generation)
+    speaker = None if voice is None else torch.from_numpy(voice.x_vector)
+    reference = None if voice is None or voice.codes is None else torch.from_numpy(voice.codes)
+    return model.generate(plan, *sampling, FRAMES, speaker=speaker, reference=reference)
+
+
+@pytest.mark.parametrize("text_first", [True, False])
+def test_custom_voice(both, text_first):
+    synthesizer, model = both("tiny-custom-voice")
+    speaker = synthesizer.bundle.speakers[-1]
+    plan = prompt.custom_voice(model.config, synthesizer._tokenize, TEXT, speaker, LANGUAGE, None, text_first)
+    speech = synthesizer.custom_voice(TEXT, speaker, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
+    np.testing.assert_array_equal(speech.codes, reference_codes(synthesizer, model, plan))
+
+
+@pytest.mark.parametrize("text_first", [True, False])
+def test_voice_design(both, text_first):
+    synthesizer, model = both("tiny-voice-design")
+    plan = prompt.voice_design(model.config, synthesizer._tokenize, TEXT, INSTRUCT, LANGUAGE, text_first)
+    speech = synthesizer.voice_design(TEXT, INSTRUCT, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
+    np.testing.assert_array_equal(speech.codes, reference_codes(synthesizer, model, plan))
+
+
+@pytest.mark.parametrize("text_first", [True, False])
+@pytest.mark.parametrize("reference_text", [None, "This is what the recording says."])
+def test_clone(both, text_first, reference_text):
+    synthesizer, model = both("tiny-base")
+    clock = np.arange(48_000) / 24_000
+    tone = (0.3 * np.sin(2 * np.pi * 180 * clock) * np.sin(2 * np.pi * 2 * clock) ** 2).astype(np.float32)
+    voice = synthesizer.voice_prompt((tone, 24_000), reference_text)
+    tokenize = synthesizer._tokenize
+    if reference_text is None:
+        plan = prompt.clone_x_vector(model.config, tokenize, TEXT, LANGUAGE, text_first)
+    else:
+        plan = prompt.clone_icl(model.config, tokenize, TEXT, reference_text, len(voice.codes), LANGUAGE, text_first)
+    speech = synthesizer.clone(TEXT, voice, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
+    np.testing.assert_array_equal(speech.codes, reference_codes(synthesizer, model, plan, voice))
