@@ -43,7 +43,12 @@ class CodePredictor(nn.Module):
         """Hidden states [batch, positions, predictor hidden] of inputs [batch, positions, talker hidden]."""
         queries = torch.arange(start, start + inputs.shape[1])[None]
         mask = causal_mask(queries, queries[0]) if start == 0 else None  # what is decoded later comes one by one
-        positions = rotary(queries, self.config.head_dim, self.config.rope_theta)
+        return self.run(inputs, rotary(queries, self.config.head_dim, self.config.rope_theta), mask, past)
+
+    def run(
+        self, inputs: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor | None, past: list[KeyValue] | None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """As `decode`, with the rotary cosines and sines and the mask given."""
         hidden, present = self.projection(inputs), []
         for index, layer in enumerate(self.layers):
             hidden, cache = layer(hidden, positions, mask, None if past is None else past[index])

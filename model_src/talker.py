@@ -48,12 +48,15 @@ class Talker(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.codec_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    def place(self, position_ids: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The rotary cosines and sines and the causal mask of positions [batch, positions], as `decode` takes them."""
+        mask = causal_mask(position_ids, torch.arange(position_ids[0, -1] + 1))
+        return rotary(position_ids, self.config.head_dim, self.config.rope_theta), mask
+
     def decode(
-        self, inputs_embeds: Tensor, position_ids: Tensor, past: list[KeyValue] | None
+        self, inputs_embeds: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor, past: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
         """Hidden states before the last norm [batch, positions, hidden], and the grown cache."""
-        mask = causal_mask(position_ids, torch.arange(position_ids[0, -1] + 1))
-        positions = rotary(position_ids, self.config.head_dim, self.config.rope_theta)
         hidden, present = inputs_embeds, []
         for index, layer in enumerate(self.layers):
             hidden, cache = layer(hidden, positions, mask, None if past is None else past[index])
@@ -68,7 +71,7 @@ class Talker(nn.Module):
         `position_ids` [batch, positions] count on from the past. Returns logits [batch, positions, vocabulary], the
         normalised hidden states [batch, positions, hidden] that the code predictor starts from, and the grown cache.
         """
-        hidden, present = self.decode(inputs_embeds, position_ids, past)
+        hidden, present = self.decode(inputs_embeds, *self.place(position_ids), past)
         hidden = self.norm(hidden)
         return self.codec_head(hidden), hidden, present
 
@@ -76,6 +79,6 @@ class Talker(nn.Module):
         self, inputs_embeds: Tensor, position_ids: Tensor, past: list[KeyValue] | None = None
     ) -> tuple[Tensor, Tensor, list[KeyValue]]:
         """As `forward`, with logits and hidden state of the last position alone: all that speaking needs."""
-        hidden, present = self.decode(inputs_embeds, position_ids, past)
+        hidden, present = self.decode(inputs_embeds, *self.place(position_ids), past)
         hidden = self.norm(hidden[:, -1:])
         return self.codec_head(hidden), hidden, present

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from safetensors.numpy import save_file
 
 from model_src.checkpoint import Checkpoint
-from pipeline.components import COMPONENTS, Call, carried
+from pipeline.adaptors import GRAPHS, made
+from pipeline.components import Call
 from pipeline.stage import main, output, paths, report, track
 
 
@@ -24,12 +25,13 @@ def run(cfg: DictConfig) -> None:
     checkpoint.verify()
     with output(where.model) as model:
         parameters = {}
-        for name in track(carried(checkpoint.config.tts_model_type), "build"):
-            component = COMPONENTS[name](checkpoint)
+        kind = checkpoint.config.tts_model_type
+        for name in track(made(cfg.layout, kind), "build"):
+            component = GRAPHS[name](checkpoint)
             calls = component.calls(np.random.default_rng(cfg.seed))
             write_record(model / f"{name}.safetensors", calls, component.run(calls))
             parameters[name] = sum(parameter.numel() for parameter in component.parameters())
-        report(model, {"kind": checkpoint.config.tts_model_type, "parameters": parameters, "seed": cfg.seed})
+        report(model, {"kind": kind, "parameters": parameters, "seed": cfg.seed})
 
 
 def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:
@@ -38,7 +40,7 @@ def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:
     for index, (call, result) in enumerate(zip(calls, results, strict=True)):
         arrays |= {f"{index}.in.{port}": value for port, value in call.items()}
         arrays |= {f"{index}.out.{port}": value for port, value in result.items()}
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    save_file({name: np.asarray(value, order="C") for name, value in arrays.items()}, path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ The same inputs give the same bytes and so the same bundle id: no clock and no m
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -20,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
-from pipeline.stage import ROOT, Paths, PipelineError, main, one_line, output, paths, read_report, write_json
+from pipeline.layout import NATIVE, Graph, graphs, place, read
+from pipeline.stage import ROOT, Paths, PipelineError, alone, main, one_line, output, paths, read_report, write_json
 from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id, sha256
 
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
-CONFIGURATION = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
 # What decides the content of a bundle; a change elsewhere, as in dvc.lock, leaves the checkout clean.
 SOURCES = (
     "conf",
@@ -47,31 +46,25 @@ def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/bundle."""
     where = paths(cfg)
     with output(where.bundle) as bundle:
-        add_graphs(where.compressed, bundle)
-        add_configuration(where.checkpoint, bundle)
+        add_configuration(cfg.layout.files, where.checkpoint, bundle)
         write_tokenizer(where.checkpoint, bundle / "tokenizer.json")
-        manifest = describe(cfg, where, bundle)
+        if cfg.layout.openvino_tokenizer:
+            alone(convert_tokenizer, where.checkpoint, bundle)
+        held = graphs(cfg)
+        for graph in held:
+            place(graph, cfg.layout.name, bundle)
+        manifest = describe(cfg, held, bundle)
         validate(manifest)
         write_json(bundle / "manifest.json", manifest)
         write_checksums(bundle)
-        Bundle.load(bundle)  # as a user's runtime would
+        if cfg.layout.name == NATIVE:
+            Bundle.load(bundle)  # as a user's runtime would
     print(f"{where.bundle}: {len(manifest['components'])} components, id {manifest['bundle_id'][:12]}")
 
 
-def add_graphs(compressed: Path, bundle: Path) -> None:
-    """Links the compressed graphs into the bundle; a stage replaces its files and never writes into them."""
-    read_report(compressed)
-    for source in sorted(compressed.iterdir()):
-        if source.suffix in (".xml", ".bin"):
-            try:
-                os.link(source, bundle / source.name)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(source, bundle / source.name)
-
-
-def add_configuration(checkpoint: Path, bundle: Path) -> None:
-    """Copies what the runtime reads of the checkpoint, byte for byte."""
-    for name in CONFIGURATION:
+def add_configuration(files: list[str], checkpoint: Path, bundle: Path) -> None:
+    """Copies what a runtime reads of the checkpoint, byte for byte."""
+    for name in files:
         (bundle / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(checkpoint / name, bundle / name)
 
@@ -104,12 +97,36 @@ def write_tokenizer(checkpoint: Path, path: Path) -> None:
             )
 
 
-def describe(cfg: DictConfig, where: Paths, bundle: Path) -> dict[str, Any]:
+def convert_tokenizer(checkpoint: Path, bundle: Path) -> None:
+    """Writes tokenizer and detokenizer as graphs of openvino_tokenizers.
+
+    Raises PipelineError when they give other ids than the checkpoint's tokenizer, or another text back.
+    """
+    import openvino_tokenizers  # registers its operations with OpenVINO
+
+    source = Qwen2Tokenizer.from_pretrained(str(checkpoint), local_files_only=True)
+    for name, model in zip(
+        ("openvino_tokenizer", "openvino_detokenizer"),
+        openvino_tokenizers.convert_tokenizer(source, with_detokenizer=True),
+        strict=True,
+    ):
+        ov.save_model(model, bundle / f"{name}.xml", compress_to_fp16=False)
+    core = ov.Core()
+    encode = core.compile_model(bundle / "openvino_tokenizer.xml", "CPU")
+    decode = core.compile_model(bundle / "openvino_detokenizer.xml", "CPU")
+    for probe in TOKENIZER_PROBES:
+        ids = encode([probe])["input_ids"]
+        expected = source(probe)["input_ids"]
+        if ids[0].tolist() != expected or decode(ids)[0][0] != source.decode(expected, skip_special_tokens=True):
+            raise PipelineError(f"openvino_tokenizer.xml: it reads {probe!r} otherwise than the checkpoint's tokenizer")
+
+
+def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]:
     """The manifest of the files that lie in `bundle`."""
+    where = paths(cfg, NATIVE)
     config = read_json(bundle / "config.json")
     speech = read_json(bundle / "speech_tokenizer/config.json")
     source = read_report(where.checkpoint)
-    components = {path.stem: component(path) for path in sorted(bundle.glob("*.xml"))}
     manifest = {
         "format": FORMAT,
         "variant": cfg.variant.name,
@@ -120,20 +137,13 @@ def describe(cfg: DictConfig, where: Paths, bundle: Path) -> dict[str, Any]:
         "minimum_openvino": ".".join(version("openvino").split(".")[:2]),
         "sample_rate": speech["output_sample_rate"],
         "samples_per_frame": speech["decode_upsample_rate"],
-        "components": components,
+        "components": {graph.component: component(bundle, graph) for graph in held},
         "files": {name: fingerprint(bundle / name) for name in list_files(bundle)},
         "languages": sorted(config["talker_config"]["codec_language_id"]),
         "speakers": sorted(config["talker_config"].get("spk_id") or {}),
         "generation": read_json(bundle / "generation_config.json"),
-        "placement": placement(cfg, list(components)),
-        "evidence": {
-            stage: without_measured(read_report(directory))
-            for stage, directory in (
-                ("build", where.model),
-                ("export", where.ir),
-                ("compress", where.compressed),
-            )
-        },
+        "placement": placement(cfg, held),
+        "evidence": evidence(where) | ({} if cfg.layout.name == NATIVE else {cfg.layout.name: evidence(paths(cfg))}),
         "provenance": provenance(cfg),
     }
     return manifest | {"bundle_id": bundle_id(manifest)}
@@ -147,19 +157,16 @@ def validate(manifest: dict[str, Any]) -> None:
         raise PipelineError(f"manifest.json: {error.json_path}: {error.message}") from error
 
 
-def component(xml: Path) -> dict[str, Any]:
+def component(bundle: Path, graph: Graph) -> dict[str, Any]:
     """Ports, states and weight dtypes of one graph, read from the IR itself."""
-    try:
-        model = ov.Core().read_model(xml)
-    except RuntimeError as error:
-        raise PipelineError(f"{xml.name}: OpenVINO cannot read it ({error}); run export and compress again") from error
+    model = read(bundle / f"{graph.file}.xml")
     weights: Counter[str] = Counter()
     for operation in model.get_ops():
         if operation.get_type_name() == "Constant":
             weights[operation.get_element_type().get_type_name()] += operation.get_byte_size()
     return {
-        "xml": xml.name,
-        "bin": xml.with_suffix(".bin").name,
+        "xml": f"{graph.file}.xml",
+        "bin": f"{graph.file}.bin",
         "inputs": {port.any_name: describe_port(port) for port in model.inputs},
         "outputs": {port.any_name: describe_port(port) for port in model.outputs},
         "states": len(model.get_variables()),
@@ -173,20 +180,26 @@ def describe_port(port: Any) -> dict[str, Any]:
     return {"shape": shape, "dtype": port.get_element_type().get_type_name()}
 
 
-def placement(cfg: DictConfig, components: list[str]) -> dict[str, dict[str, Any]]:
+def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
     """The recommended compile properties of every component on every device that conf/device knows."""
     devices: Any = OmegaConf.to_container(cfg.device.placement, resolve=True)
     return {
-        device: {name: chosen.get(name, chosen.get("default", {})) for name in components}
+        device: {graph.component: chosen.get(graph.policy, chosen.get("default", {})) for graph in held}
         for device, chosen in devices.items()
     }
+
+
+def evidence(where: Paths) -> dict[str, Any]:
+    """What the stages before this one measured."""
+    stages = {"build": where.model, "export": where.ir, "compress": where.compressed}
+    return {stage: without_measured(read_report(directory)) for stage, directory in stages.items()}
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:
     """Which code, configuration and tools made the bundle."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     config = {key: resolved[key] for key in ("variant", "precision", "layout", "device", "seed")}
-    packages = ("torch", "openvino", "nncf", "transformers", "tokenizers", "numpy")
+    packages = ("torch", "openvino", "openvino-tokenizers", "nncf", "transformers", "tokenizers", "numpy")
     return {
         "git": git_state(),
         "config": config,

@@ -7,6 +7,7 @@ stateful, the state before the call, and returns its outputs and the state after
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from model_src.checkpoint import Checkpoint
-from model_src.layers import Embedding
+from model_src.config import TransformerConfig
+from model_src.layers import Embedding, KeyValue
 
 ALL_KINDS = ("base", "custom_voice", "voice_design")
 Call = dict[str, np.ndarray]
@@ -38,6 +40,7 @@ class Component(nn.Module):
     name: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
+    adapts: ClassVar[str | None] = None  # of an adaptor: the component whose precision policy it takes
 
     inputs: dict[str, Port]
     states: dict[str, tuple[int, ...]]
@@ -142,17 +145,12 @@ class Talker(Component):
             "position_ids": Port((ANY, ANY), "i64"),
             "beam_idx": Port((ANY,), "i32"),
         }
-        shape = (ANY, talker.num_key_value_heads, ANY, talker.head_dim)
-        layers = range(talker.num_hidden_layers)
-        self.states = {f"past_key_values.{layer}.{kind}": shape for layer in layers for kind in ("key", "value")}
+        self.states = cache_states(talker)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, beam_idx: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
-        # Without the gather, OpenVINO's CPU plugin does not keep the cache inside its attention node.
-        chosen = [tensor.index_select(0, beam_idx) for tensor in state]
-        past = list(zip(chosen[::2], chosen[1::2], strict=True))
-        logits, hidden, present = self.network.last(inputs_embeds, position_ids, past)
+        logits, hidden, present = self.network.last(inputs_embeds, position_ids, chosen(state, beam_idx))
         return logits, hidden, *(tensor for cache in present for tensor in cache)
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
@@ -257,7 +255,7 @@ class SpeechEncoder(Component):
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
         rate = self.config.speech_tokenizer.encode_downsample_rate
-        return [{"audio": _noise(rng, samples)} for samples in (12 * rate, 20 * rate + 1, 7 * rate - 1)]
+        return [{"audio": noise(rng, samples)} for samples in (12 * rate, 20 * rate + 1, 7 * rate - 1)]
 
 
 class SpeakerEncoder(Component):
@@ -274,7 +272,7 @@ class SpeakerEncoder(Component):
         return (self.network(audio),)
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
-        return [{"audio": _noise(rng, samples)} for samples in (24_000, 31_111)]
+        return [{"audio": noise(rng, samples)} for samples in (24_000, 31_111)]
 
 
 COMPONENTS: dict[str, type[Component]] = {
@@ -292,12 +290,23 @@ COMPONENTS: dict[str, type[Component]] = {
 }
 
 
-def carried(kind: str) -> list[str]:
-    """The names of the components that a checkpoint of this kind carries."""
-    return [name for name, component in COMPONENTS.items() if kind in component.kinds]
+def cache_states(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The states of a KV cache that grows: keys and values of every layer."""
+    shape = (ANY, config.num_key_value_heads, ANY, config.head_dim)
+    layers = range(config.num_hidden_layers)
+    return {f"past_key_values.{layer}.{kind}": shape for layer in layers for kind in ("key", "value")}
 
 
-def _noise(rng: np.random.Generator, samples: int) -> np.ndarray:
+def chosen(state: Sequence[Tensor], beam_idx: Tensor) -> list[KeyValue]:
+    """The rows `beam_idx` [batch] of the cached keys and values, by layer.
+
+    Without this gather, OpenVINO's CPU plugin does not keep the cache inside its attention node.
+    """
+    rows = [tensor.index_select(0, beam_idx) for tensor in state]
+    return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def noise(rng: np.random.Generator, samples: int) -> np.ndarray:
     """Audio [1, samples] that no part of the network finds silent: noise whose loudness rises and falls."""
     loudness = 0.2 * (1 + np.sin(np.arange(samples, dtype=np.float32) / 3000))
     return (loudness * rng.standard_normal((1, samples), dtype=np.float32)).clip(-1, 1).astype(np.float32)

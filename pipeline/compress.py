@@ -10,8 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline.adaptors import GRAPHS, made
 from pipeline.compare import check, compare
-from pipeline.components import COMPONENTS, carried
+from pipeline.components import COMPONENTS
 from pipeline.stage import PipelineError, alone, main, output, paths, read_report, report, track
 from pipeline.weights import compress
 
@@ -23,17 +24,19 @@ def run(cfg: DictConfig) -> None:
     read_report(where.ir)
     components, measured = {}, {}
     with output(where.compressed) as ir:
-        for name in track(carried(read_report(where.model)["kind"]), f"compress to {cfg.precision.name}"):
-            xml = ir / f"{name}.xml"
-            measured[name] = alone(compress, where.ir / xml.name, xml, weights[name])
+        names = made(cfg.layout, read_report(where.model)["kind"])
+        for name in track(names, f"compress to {cfg.precision.name}"):
+            xml, policy = ir / f"{name}.xml", GRAPHS[name].adapts or name
+            measured[name] = alone(compress, where.ir / xml.name, xml, weights[policy])
             closeness = compare(xml, where.model / f"{name}.safetensors")
             components[name] = {
-                "weights": weights[name],
+                "policy": policy,
+                "weights": weights[policy],
                 "bytes": xml.with_suffix(".bin").stat().st_size,
                 "closeness": closeness,
-                "gate": gates[name],
+                "gate": gates[policy],
             }
-            check(name, closeness, gates[name])
+            check(name, closeness, gates[policy])
         report(ir, {"components": components, "measured": measured})
 
 

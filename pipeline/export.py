@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from pipeline.adaptors import made
 from pipeline.compare import check, compare
-from pipeline.components import carried
 from pipeline.graph import export
 from pipeline.stage import alone, main, output, paths, read_report, report, track
 
@@ -20,10 +20,15 @@ def run(cfg: DictConfig) -> None:
     where = paths(cfg)
     source = read_report(where.checkpoint)
     kind = read_report(where.model)["kind"]
-    labels = {"variant": cfg.variant.name, "source": source["source"], "revision": source["revision"] or ""}
+    labels = {
+        "variant": cfg.variant.name,
+        "layout": cfg.layout.name,
+        "source": source["source"],
+        "revision": source["revision"] or "",
+    }
     components, measured = {}, {}
     with output(where.ir) as ir:
-        for name in track(carried(kind), "export"):
+        for name in track(made(cfg.layout, kind), "export"):
             measured[name] = alone(export, name, where.checkpoint, ir, labels)
             components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
             check(name, components[name], cfg.parity)

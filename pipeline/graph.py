@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 import warnings
@@ -16,7 +17,8 @@ from openvino.frontend.pytorch import ModuleExtension
 
 from model_src.checkpoint import Checkpoint
 from model_src.layers import Linear
-from pipeline.components import COMPONENTS, Component
+from pipeline.adaptors import GRAPHS
+from pipeline.components import Component
 
 # Traced as one operation over the stored weight. The tracer keeps every tensor that it sees, so running the layers
 # would hold a float32 copy of each weight for every time it is used: 4.1 GB for the 1.7B's code predictor of 0.36 GB.
@@ -31,7 +33,7 @@ LINEAR = ModuleExtension(
 def export(name: str, checkpoint: Path, directory: Path, labels: dict[str, str]) -> dict[str, float]:
     """Write one component's IR. Returns the seconds it took and the peak resident memory in bytes."""
     start = time.perf_counter()
-    component = COMPONENTS[name](Checkpoint(checkpoint))  # lives until the end: the graph shares its weights
+    component = GRAPHS[name](Checkpoint(checkpoint))  # lives until the end: the graph shares its weights
     model = convert(component)
     for key, value in {"component": name, "layout": "native", **labels}.items():
         model.set_rt_info(value, ["qwen3_tts", key])
@@ -47,7 +49,8 @@ def convert(component: Component) -> ov.Model:
         warnings.simplefilter("ignore")  # the tracer points at every Python branch; those here are constant
         model = ov.convert_model(component, example_input=example, extension=LINEAR)
     past = list(component.states)
-    present = [name.replace("past", "present", 1) for name in past]
+    # OpenVINO's passes for NPU recognise a cache by `past_key_values.*` and `present.*`.
+    present = [re.sub("past(_key_values)?", "present", name, count=1) for name in past]
     shapes = [port.shape for port in component.inputs.values()] + list(component.states.values())
     for port, name, shape in zip(model.inputs, [*component.inputs, *past], shapes, strict=True):
         port.get_tensor().set_names({name})

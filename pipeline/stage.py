@@ -46,17 +46,22 @@ class Paths:
     smoke: Path
 
 
-def paths(cfg: DictConfig) -> Paths:
-    """Where the stages of `cfg.variant` and `cfg.precision` read and write."""
+def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
+    """Where the stages of `cfg.variant` and `cfg.precision` read and write in a layout, `cfg.layout` if none is named.
+
+    What a layout adds to the native one lies in a folder of its name, beside what the native one has there.
+    """
+    layout = layout or cfg.layout.name
+    own = "" if layout == "native" else layout
     variant = Path(cfg.artifacts) / cfg.variant.name
     cell = variant / cfg.precision.name
     return Paths(
         checkpoint=variant / "checkpoint",
-        model=variant / "model",
-        ir=variant / "ir",
-        compressed=cell / "ir",
-        bundle=cell / "bundle",
-        smoke=cell / "smoke",
+        model=variant / own / "model",
+        ir=variant / own / "ir",
+        compressed=cell / own / "ir",
+        bundle=cell / own / "bundle",
+        smoke=cell / own / "smoke",
     )
 
 

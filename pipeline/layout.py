@@ -1,0 +1,100 @@
+"""A layout: what the graphs of a bundle are and what their files and ports are called. Declared in conf/layout.
+
+The earlier stages know components by their own names. `bundle` takes the graphs that a layout lists, native ones and
+the adaptors made for it, and gives them the layout's names.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.stage import PipelineError, paths, read_report
+
+NATIVE = "native"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A component's place in a layout.
+
+    `policy` is the component whose entries in conf apply to it, `source` its compressed graph (.xml), `file` its path
+    in the bundle without an ending; `ports` maps its names of ports to the layout's where they differ.
+    """
+
+    component: str
+    policy: str
+    source: Path
+    file: str
+    ports: dict[str, str]
+
+
+def graphs(cfg: DictConfig) -> list[Graph]:
+    """The graphs that the layout lists and `compress` made, in the layout's order; a kind carries not all of them.
+
+    Raises PipelineError where `compress` has not run, for the native layout or this one.
+    """
+    made: dict[str, tuple[str, Path]] = {}
+    for compressed in dict.fromkeys((paths(cfg, NATIVE).compressed, paths(cfg).compressed)):
+        for name, entry in read_report(compressed)["components"].items():
+            made[name] = entry["policy"], compressed / f"{name}.xml"
+    listed: Any = OmegaConf.to_container(cfg.layout.graphs, resolve=True)
+    return [
+        Graph(name, *made[name], file=entry["file"], ports=entry.get("ports", {}))
+        for name, entry in listed.items()
+        if name in made
+    ]
+
+
+def place(graph: Graph, layout: str, bundle: Path) -> None:
+    """Put a graph into a bundle under the layout's names.
+
+    A stage replaces its files and never writes into them, so what stays the same is linked. Raises PipelineError where
+    OpenVINO cannot read the graph, or where it lacks a port that the layout renames.
+    """
+    target = bundle / f"{graph.file}.xml"
+    target.parent.mkdir(exist_ok=True)
+    source_weights, target_weights = graph.source.with_suffix(".bin"), target.with_suffix(".bin")
+    if layout == NATIVE:
+        link(graph.source, target)
+        link(source_weights, target_weights)
+        return
+    model = read(graph.source)
+    rename(model, graph)
+    model.set_rt_info(layout, ["qwen3_tts", "layout"])
+    ov.save_model(model, target, compress_to_fp16=False)
+    if filecmp.cmp(source_weights, target_weights, shallow=False):  # names lie in the .xml
+        target_weights.unlink()
+        link(source_weights, target_weights)
+
+
+def rename(model: ov.Model, graph: Graph) -> None:
+    """Give the ports of a graph the layout's names. Raises PipelineError for a port that it does not have."""
+    ports = {port.any_name: port for port in [*model.inputs, *model.outputs]}
+    for ours, theirs in graph.ports.items():
+        if ours not in ports:
+            raise PipelineError(f"conf/layout: {graph.component} has no port {ours!r}, but {', '.join(ports)}")
+        ports[ours].get_tensor().set_names({theirs})
+
+
+def read(xml: Path) -> ov.Model:
+    """A graph of an earlier stage. Raises PipelineError."""
+    try:
+        return ov.Core().read_model(xml)
+    except RuntimeError as error:
+        raise PipelineError(f"{xml.name}: OpenVINO cannot read it ({error}); run export and compress again") from error
+
+
+def link(source: Path, target: Path) -> None:
+    """Link a file, or copy it where that fails."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
