@@ -12,6 +12,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from pipeline.stage import PipelineError, one_line
+
 # Constants with fewer elements (norms, biases, rotary frequencies, scales) cost nothing and stay in 32 bits.
 _SMALL = 4096
 
@@ -19,19 +21,26 @@ _SMALL = 4096
 def compress(source: Path, target: Path, policy: dict[str, Any]) -> dict[str, float]:
     """Write the graph `source` (.xml) to `target` with its weights stored by `policy`.
 
-    `policy` has `mode`, f16 or a name of nncf.CompressWeightsMode, and other arguments of nncf.compress_weights. Returns
-    the seconds that it took and the peak resident memory in bytes.
+    `policy` has `mode`, f16 or a name of nncf.CompressWeightsMode, and other arguments of nncf.compress_weights.
+    Returns the seconds that it took and the peak resident memory in bytes. Raises PipelineError for a policy that
+    NNCF refuses.
     """
     start = time.perf_counter()
-    arguments = dict(policy)
-    mode = arguments.pop("mode")
     model = ov.Core().read_model(source)
     to_f16(model)
-    if mode != "f16":
+    if policy != {"mode": "f16"}:
         import nncf  # takes seconds to import, and most components stay in f16
 
         nncf.set_log_level(logging.WARNING)
-        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode(mode), **arguments)
+        try:
+            arguments = policy | {"mode": nncf.CompressWeightsMode(policy.get("mode"))}
+            model = nncf.compress_weights(model, **arguments)
+        except (TypeError, ValueError, nncf.ParameterNotSupportedError, nncf.InvalidGroupSizeError) as error:
+            known = ", ".join(mode.value for mode in nncf.CompressWeightsMode)
+            raise PipelineError(
+                f"{source.stem}: NNCF cannot store weights by {policy}: {one_line(error)}; "
+                f"the modes are f16, without arguments, {known}"
+            ) from None
     ov.save_model(model, target, compress_to_fp16=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
