@@ -16,9 +16,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 all: setup
 	$(BIN)/dvc repro
 
-# More threads than cores only slow these small networks down.
+# A process for each core, each with one thread: more only slow these small networks down.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipeline.stage import ROOT, configuration, paths
 from tests.parity import GOLDEN, LIVE, VARIANTS, Official
@@ -52,10 +53,8 @@ def dvc(checkout: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new_checkout(checkout: Path) -> Path:
     """A repository with the files of this one, all committed, in which nothing is built yet."""
-    checkout = tmp_path_factory.mktemp("checkout") / "repository"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -72,18 +71,25 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def artifact(checkout: Path) -> Callable[..., Path]:
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`artifact("bundle", "tiny-base", "int8")`: the directory that a stage wrote, after DVC ran what is missing.
 
-    The directories are shared by the whole run; a test that changes one copies it first.
+    The directories are shared by all tests, those of other test processes too; a test that changes one copies it.
     """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    checkout, lock = shared / "checkout", FileLock(shared / "checkout.lock")
+    with lock:
+        if not checkout.exists():
+            new_checkout(shared / "checkout.new").rename(checkout)
 
     def get(stage: str, variant: str = "tiny-custom-voice", precision: str = "int8") -> Path:
         overrides = (f"variant={variant}", f"precision={precision}", f"artifacts={checkout}/artifacts")
         made: Path = getattr(paths(configuration(overrides)), STAGES[stage])
-        if not made.exists():
-            by_precision = list(STAGES).index(stage) >= list(STAGES).index("compress")
-            dvc(checkout, "repro", f"{stage}@{variant}-{precision}" if by_precision else f"{stage}@{variant}")
+        with lock:
+            if not made.exists():
+                by_precision = list(STAGES).index(stage) >= list(STAGES).index("compress")
+                dvc(checkout, "repro", f"{stage}@{variant}-{precision}" if by_precision else f"{stage}@{variant}")
         return made
 
     return get

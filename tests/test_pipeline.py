@@ -11,17 +11,19 @@ import yaml
 
 from pipeline.stage import ROOT
 from qwen3_tts_ov.bundle import Bundle
-from tests.conftest import dvc
+from tests.conftest import dvc, new_checkout
 
 CELL = "tiny-custom-voice-int8"
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 AXES = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
-@pytest.fixture(autouse=True)
-def built(artifact) -> None:
-    """One cell, from the checkpoint to the smoke report."""
-    artifact("smoke")
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A checkout of its own, since these tests edit it, with one cell built from the checkpoint to the smoke report."""
+    checkout = new_checkout(tmp_path_factory.mktemp("pipeline") / "repository")
+    dvc(checkout, "repro", f"smoke@{CELL}")
+    return checkout
 
 
 def stale(checkout: Path) -> set[str]:
