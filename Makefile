@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The official package needs an environment of its own. A full-size comparison takes 8 GB of memory at 0.6b, 18 at 1.7b.
+# The official package needs an environment of its own, and 7 GB of memory to compare at 0.6b, 13 at 1.7b.
 REFERENCE ?= build/reference
 SIZE ?= tiny
 FRAMES = $(if $(filter tiny,$(SIZE)),64,16)
