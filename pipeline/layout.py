@@ -62,11 +62,11 @@ def place(graph: Graph, layout: str, bundle: Path) -> None:
     target = bundle / f"{graph.file}.xml"
     target.parent.mkdir(exist_ok=True)
     source_weights, target_weights = graph.source.with_suffix(".bin"), target.with_suffix(".bin")
+    model = read(graph.source)  # in every layout: a graph without its weights is named before anything is linked
     if layout == NATIVE:
         link(graph.source, target)
         link(source_weights, target_weights)
         return
-    model = read(graph.source)
     rename(model, graph)
     model.set_rt_info(layout, ["qwen3_tts", "layout"])
     ov.save_model(model, target, compress_to_fp16=False)
