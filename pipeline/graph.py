@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import torch
+from omegaconf import DictConfig
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 from openvino.frontend.pytorch import ModuleExtension
 
 from model_src.checkpoint import Checkpoint
 from model_src.layers import Linear
-from pipeline.adaptors import GRAPHS
+from pipeline.adaptors import make
 from pipeline.components import Component
 
 # Traced as one operation over the stored weight. The tracer keeps every tensor that it sees, so running the layers
@@ -30,12 +31,14 @@ LINEAR = ModuleExtension(
 )
 
 
-def export(name: str, checkpoint: Path, directory: Path, labels: dict[str, str]) -> dict[str, float]:
+def export(
+    name: str, checkpoint: Path, directory: Path, labels: dict[str, str], layout: DictConfig
+) -> dict[str, float]:
     """Write one component's IR. Returns the seconds it took and the peak resident memory in bytes."""
     start = time.perf_counter()
-    component = GRAPHS[name](Checkpoint(checkpoint))  # lives until the end: the graph shares its weights
+    component = make(name, Checkpoint(checkpoint), layout)  # lives until the end: the graph shares its weights
     model = convert(component)
-    for key, value in {"component": name, "layout": "native", **labels}.items():
+    for key, value in {"component": name, **labels}.items():
         model.set_rt_info(value, ["qwen3_tts", key])
     ov.save_model(model, directory / f"{name}.xml", compress_to_fp16=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
