@@ -24,6 +24,8 @@ def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/ir. Raises PipelineError for a bad policy or a missed gate."""
     where = paths(cfg)
     weights, gates = by_component(cfg.precision, "weights"), by_component(cfg.precision, "gate")
+    if read_report(where.checkpoint)["source"] == "synthetic":
+        gates |= by_component(cfg.precision, "synthetic", every=False)
     read_report(where.ir)
     components, measured = {}, {}
     with output(where.compressed) as ir:
@@ -47,16 +49,21 @@ def run(cfg: DictConfig) -> None:
         report(ir, {"components": components, "measured": measured})
 
 
-def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any]]:
-    """A section of the policy for every component: its own entry or the default. Raises PipelineError."""
+def by_component(precision: DictConfig, section: str, every: bool = True) -> dict[str, dict[str, Any]]:
+    """A section of the policy by component: for `every` one, where it has no entry of its own the default.
+
+    Raises PipelineError for an unknown component, in a gate also for an unknown measure.
+    """
     entries: Any = OmegaConf.to_container(precision[section], resolve=True)
-    unknown = sorted(set(entries) - set(COMPONENTS) - {"default"})
-    if unknown:
-        raise PipelineError(
-            f"conf/precision/{precision.name}.yaml: {section} names an unknown component {unknown[0]!r}; "
-            f"known: {', '.join(COMPONENTS)}"
-        )
-    return {name: entries.get(name, entries["default"]) for name in COMPONENTS}
+    where = f"conf/precision/{precision.name}.yaml: {section}"
+    if unknown := sorted(set(entries) - set(COMPONENTS) - {"default"}):
+        raise PipelineError(f"{where} names an unknown component {unknown[0]!r}; known: {', '.join(COMPONENTS)}")
+    if section != "weights":
+        known = (*compare.MEASURES, *quality.MEASURES)
+        if unknown := sorted({measure for gate in entries.values() for measure in gate} - set(known)):
+            raise PipelineError(f"{where} names an unknown measure {unknown[0]!r}; known: {', '.join(known)}")
+    named = COMPONENTS if every else entries
+    return {name: entries[name] if name in entries else entries["default"] for name in named}
 
 
 def data_free(policy: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What compression costs: a compressed graph fed what the exported one was fed (teacher forcing), and their answers.
 
-A measure is a share of equal choices (1 is best), a cosine, an SNR in dB, or one of `COSTS`, of which less is better.
-Tables have none: what they lose is in how close their rows come (compare.py).
+Tables are not judged here: what they lose is in how close their rows come (compare.py).
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from pipeline.compare import closeness
 from pipeline.forcing import Arrays
 from pipeline.stage import PipelineError
 
-COSTS = ("kl", "log_mel_db")
-COSTS = ("kl", "log_mel_db")
+COSTS = ("kl", "log_mel_db")  # the less, the better; of the others the more
+MEASURES = ("top1", "top5", "early_groups", "late_groups", "waveform_snr_db", "code_agreement", "cosine", *COSTS)
+COSTS = ("kl", "log_mel_db")  # the less, the better; of the others the more
+MEASURES = ("top1", "top5", "early_groups", "late_groups", "waveform_snr_db", "code_agreement", "cosine", *COSTS)
 Quality = dict[str, float]
 
 

@@ -14,6 +14,7 @@ from openvino import opset13 as ops
 
 from pipeline import forcing
 from pipeline.forcing import Arrays
+from pipeline.rewiring import readers, replace
 from pipeline.stage import PipelineError, one_line
 
 # Constants with fewer elements (norms, biases, rotary frequencies, scales) cost nothing and stay in 32 bits.
@@ -110,13 +111,6 @@ def as_f32(constant: ov.Node) -> np.ndarray:
 
 def replace_with_casts(constant: ov.Node, value: ov.Node) -> None:
     """Put a float32 constant in the place of a constant and of the casts to float32 that follow it."""
-    for reader in constant.output(0).get_target_inputs():
-        cast = reader.get_node()
+    for cast in readers(constant):
         assert cast.get_type_name() == "Convert"
         replace(cast, value)
-
-
-def replace(node: ov.Node, value: ov.Node) -> None:
-    """Let every reader of `node` read `value`."""
-    for reader in node.output(0).get_target_inputs():
-        reader.replace_source_output(value.output(0))
