@@ -144,13 +144,17 @@ def sign(folder: Path, by: str) -> None:
     """
     try:
         from model_signing import hashing, signing
+        from sigstore.oidc import detect_credential
     except ImportError:
         raise PipelineError("a signature needs the extra `release`: pip install '.[release]'") from None
     hashed = hashing.Config().set_ignored_paths(paths=[SIGNATURE])
     config = signing.Config().set_hashing_config(hashed)
     try:
         if by == KEYLESS:
-            config = config.use_sigstore_signer(use_ambient_credentials=True)
+            token = detect_credential()  # without one the library would ask for a login in a browser
+            if token is None:
+                raise PermissionError("this is no CI job with an identity")
+            config = config.use_sigstore_signer(identity_token=token)
         else:
             config = config.use_elliptic_key_signer(private_key=Path(by))
         config.sign(folder, folder / SIGNATURE)

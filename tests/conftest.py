@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,3 +103,12 @@ def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_
     if LIVE:
         return Official.load(LIVE / request.param / "checkpoint", LIVE / request.param / "golden.npz", scratch)
     return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests counted with `record_property`, such as the faults that a release overcame."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        counts.update(dict(report.user_properties) if report.when == "call" else {})
+    for name, count in counts.items():
+        terminalreporter.write_line(f"{count} {name}")
