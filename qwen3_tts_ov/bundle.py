@@ -121,15 +121,19 @@ class Bundle:
         sums = self.path(CHECKSUMS)
         if not sums.is_file():
             return
-        listed = dict(line.split("  ", 1)[::-1] for line in sums.read_text("utf-8").splitlines() if "  " in line)
+        lines = sums.read_text("utf-8", errors="replace").splitlines()
+        listed = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
+        files: dict[str, dict[str, Any]] = self.manifest["files"]
         papers = {name for name in _walk(self.folder) if _PAPERS.fullmatch(name)}
         papers -= {name for name in papers if name == CHECKSUMS or name.endswith(".sig")}  # a signature comes last
-        faults = [f"{name} is not in {CHECKSUMS}" for name in sorted(papers - set(listed))]
-        faults += [f"{name} is missing" for name in sorted(set(listed) - papers - set(self.manifest["files"]))]
+        found = {name: entry["sha256"] for name, entry in files.items()}
+        found |= {name: sha256(self.path(name)) for name in papers}
+        faults = [f"{name} is not in {CHECKSUMS}" for name in sorted(found.keys() - listed.keys())]
+        faults += [f"{name} is missing, but in {CHECKSUMS}" for name in sorted(listed.keys() - found.keys())]
         faults += [
-            f"{name} has changed (another sha256)"
-            for name in sorted(papers & set(listed))
-            if sha256(self.path(name)) != listed[name]
+            f"{name} is not as {CHECKSUMS} says (another sha256)"
+            for name in sorted(found.keys() & listed.keys())
+            if found[name] != listed[name]
         ]
         if faults:
             raise BundleError(f"{self.folder}: {'; '.join(faults)}; fetch or build the bundle again")

@@ -34,10 +34,16 @@ def released(artifact, tmp_path) -> Paths:
     for precision in ("int8", "fp16"):
         for stage in ("smoke", "bundle"):
             source = artifact(stage, precision=precision)
-            shutil.copytree(source, tmp_path / "artifacts" / source.relative_to(source.parents[2]))
+            copy = tmp_path / "artifacts" / source.relative_to(source.parents[2])
+            shutil.copytree(source, copy, copy_function=link_large)
         where = paths(configuration([CELL[0], f"precision={precision}", f"artifacts={tmp_path}/artifacts"]))
         edit_bundle(where, lambda manifest: manifest["provenance"].update(git=COMMITTED))
     return paths(configuration([*CELL, f"artifacts={tmp_path}/artifacts"]))
+
+
+def link_large(source: str, target: str) -> None:
+    """Copies a file, or links one that takes long to copy; no test writes into it."""
+    (os.link if Path(source).suffix == ".bin" else shutil.copy2)(source, target)
 
 
 def edit_bundle(where: Paths, change: Callable[[dict[str, Any]], object]) -> None:
@@ -113,8 +119,7 @@ def test_the_same_inputs_give_the_same_release(released):
     run(released)
     run(released, "publish.tag=v0.1.1")
     first, second = ((target(released, tag) / "SHA256SUMS").read_text() for tag in ("v0.1.0", "v0.1.1"))
-    changed = [line for line in first.splitlines() if line not in second]
-    assert [line.split("  ")[1] for line in changed] == ["README.md"], "the card says how to pull, by the tag"
+    assert first == second
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
