@@ -26,6 +26,7 @@ Json = dict[str, Any]
 def write_papers(folder: Path, manifest: Json) -> None:
     """Writes the papers of the files in a folder. Raises PipelineError for a manifest that the schema refuses."""
     validate(manifest)
+    manifest = json.loads(json.dumps(manifest, sort_keys=True))  # in the order in which anybody else reads it
     write_json(folder / MANIFEST, manifest)
     materials = bill_of_materials(manifest)
     validate_materials(materials)

@@ -299,6 +299,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(released, capsys):
 @pytest.fixture(scope="module")
 def key(tmp_path_factory) -> Path:
     """A private key, and beside it its public one."""
+    pytest.importorskip("model_signing", reason="needs the extra `release`")
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric import ec
 
