@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from pipeline.stage import PipelineError, main, one_line, output, paths, report, track
+from pipeline.tone import reference_tone
 from qwen3_tts_ov import Bundle, DeviceError, Outcome, Speech, SpeechStream, Synthesizer
 from qwen3_tts_ov.engine import devices
 
@@ -132,15 +133,6 @@ def requests(synthesizer: Synthesizer, cfg: DictConfig) -> tuple[Callable[[], Sp
         partial(synthesizer.clone, voice=voice, **common),
         partial(synthesizer.stream_clone, voice=voice, **streamed),
     )
-
-
-def reference_tone(rate: int, seconds: float = 2.0) -> NDArray[np.float32]:
-    """A voice-like tone [samples] to clone: 140 Hz with harmonics and vibrato, swelling at the pace of syllables."""
-    clock = np.arange(round(rate * seconds)) / rate
-    phase = 2 * np.pi * (140 * clock + 0.8 * np.sin(2 * np.pi * 5 * clock))
-    tone = sum(np.sin(number * phase) / number for number in range(1, 12))
-    swell = 0.55 - 0.45 * np.cos(2 * np.pi * 4 * clock)
-    return (0.25 * swell * tone).astype(np.float32)
 
 
 def listen(stream: SpeechStream) -> tuple[NDArray[np.float32], Outcome, list[dict[str, float]]]:
