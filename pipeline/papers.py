@@ -117,13 +117,14 @@ def file_component(owner: str, name: str, entry: Json) -> Json:
 
 
 def metrics(manifest: Json) -> list[Json]:
-    """What `compress` measured of every component against PyTorch."""
+    """What `compress` measured of every component: of its outputs against PyTorch, and on held-out texts."""
+    found = [item for stages in evidence(manifest) for item in stages["compress"]["components"].items()]
+    slices = {f"{name}.{port}": scores for name, entry in found for port, scores in entry["closeness"].items()}
+    slices |= {f"{name}, held-out texts": entry["quality"] for name, entry in found}
     return [
-        {"type": measure, "slice": f"{name}.{port}", "value": str(value)}
-        for stages in evidence(manifest)
-        for name, entry in stages["compress"]["components"].items()
-        for port, measures in entry["closeness"].items()
-        for measure, value in measures.items()
+        {"type": measure, "slice": part, "value": str(value)}
+        for part, scores in slices.items()
+        for measure, value in scores.items()
     ]
 
 

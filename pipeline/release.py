@@ -114,7 +114,7 @@ def precisions(cfg: DictConfig, bundle: Bundle) -> dict[str, Any]:
 
 
 def quality(manifest: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """For each component the least that its outputs reached in every measure, and what else `compress` measured."""
+    """For each component the least that its outputs reached in every measure, and the figures on held-out texts."""
     found: dict[str, dict[str, float]] = {}
     for stages in evidence(manifest):
         for name, entry in stages["compress"]["components"].items():
@@ -122,7 +122,7 @@ def quality(manifest: dict[str, Any]) -> dict[str, dict[str, float]]:
             for port in entry["closeness"].values():
                 for measure, value in port.items():
                     scores[measure] = min(value, scores.get(measure, value))
-            scores |= {key: value for key, value in entry.get("quality", {}).items() if isinstance(value, int | float)}
+            scores |= {f"held_out_{measure}": value for measure, value in entry["quality"].items()}
     return found
 
 
