@@ -56,6 +56,7 @@ VARIANT ?= tiny-custom-voice
 PRECISION ?= int8
 LAYOUTS ?=
 CELL = $(VARIANT)-$(PRECISION)
+LAST = smoke@$(CELL) $(LAYOUTS:%=layout_bundle@%-$(CELL))
 comma := ,
 empty :=
 list = [$(subst $(empty) $(empty),$(comma) ,$(strip $(1)))]
@@ -65,10 +66,12 @@ only:
 	printf 'variants: %s\nprecisions: %s\nlayouts: %s\n' \
 	  '$(call list,$(VARIANT))' '$(call list,$(PRECISION))' '$(call list,$(LAYOUTS))' > params.yaml
 
+# With a remote and the dvc.lock of an earlier build, only what changed is built and only what that needs is fetched.
 cell: setup
 	$(if $(REMOTE),$(BIN)/dvc remote add --local --force --default shared $(REMOTE))
-	$(BIN)/dvc repro $(if $(REMOTE),--pull) smoke@$(CELL) $(LAYOUTS:%=layout_bundle@%-$(CELL))
-	$(if $(REMOTE),$(BIN)/dvc push --run-cache --with-deps smoke@$(CELL) $(LAYOUTS:%=layout_bundle@%-$(CELL)))
+	$(BIN)/dvc repro $(if $(REMOTE),--pull --allow-missing) $(LAST)
+	$(if $(REMOTE),$(BIN)/dvc pull bundle@$(CELL) $(LAST))
+	$(if $(REMOTE),$(BIN)/dvc push --with-deps $(LAST))
 
 # FIGURES is a folder with artifacts/ of other cells: their manifests and reports, to compare with on the card.
 TO ?=
