@@ -264,6 +264,39 @@ def test_a_layout_without_a_repository_is_refused(released):
         run(released, "layout=openarc", "~publish.layouts.openarc")
 
 
+# ---- other layouts ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def openarc(released) -> Paths:
+    """The bundle, posing as one of OpenArc's layout that was made beside it."""
+    where = paths(configuration([*CELL, f"artifacts={released.checkpoint.parents[1]}", "layout=openarc"]))
+    shutil.copytree(released.bundle, where.bundle, copy_function=link_large)
+    manifest = manifest_of(released.bundle)
+    evidence = manifest["evidence"] | {"openarc": manifest["evidence"]}
+    manifest |= {"layout": "openarc", "evidence": evidence}
+    write_papers(where.bundle, manifest | {"bundle_id": bundle_id(manifest)})
+    return where
+
+
+def test_another_runtime_s_layout_goes_to_its_own_repository(released, openarc):
+    run(released, "layout=openarc")
+    folder = target(released).parents[1] / "tiny-custom-voice-int8-openarc-ov" / "v0.1.0"
+    manifest = verified(folder).manifest
+    assert manifest["smoke"]["CPU"]["status"] == "passed", "heard through its native sibling"
+    assert not target(released).exists()
+    with pytest.raises(BundleError, match="made for another runtime"):
+        Bundle.load(folder)
+
+
+def test_a_layout_of_other_graphs_than_were_heard_is_refused(released, openarc):
+    manifest = manifest_of(openarc.bundle)
+    manifest["evidence"]["export"]["components"]["talker"] = {"logits": {"snr_db": 91.0}}
+    write_papers(openarc.bundle, manifest)
+    with pytest.raises(PipelineError, match="made of other graphs"):
+        run(released, "layout=openarc")
+
+
 # ---- folders -------------------------------------------------------------------------------------------------------
 
 
