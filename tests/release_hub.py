@@ -167,7 +167,8 @@ class Answer(Exception):
 
 
 def refuse(status: int, code: str) -> Answer:
-    return Answer(status, {"error": code}, {"X-Error-Code": code})
+    wait = {"Retry-After": "7"} if status == 429 else {}
+    return Answer(status, {"error": code}, {"X-Error-Code": code} | wait)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -201,6 +201,10 @@ def test_waits_grow_and_are_as_long_as_the_hub_asks(hub, old, waits, capsys):
     assert len(waits) == target.ATTEMPTS - 1
     assert waits[-1] >= 8 * waits[0]
     assert TOKEN not in capsys.readouterr().err
+    waits.clear()
+    hub.fault = once(len(hub.requests) + 1, 429)
+    target.publish(OLD, old, dry_run=False)
+    assert waits == [7.0]
 
 
 def test_a_release_is_one_commit_and_a_tag_and_pulls_back(hub, old, new, tmp_path):
