@@ -3,6 +3,10 @@
 # make lint   style and types
 # make parity compares the networks with the official package, live: SIZE=tiny, 0.6b or 1.7b (random weights)
 # make golden computes the values anew that `make test` compares with
+# make cell   builds one cell: VARIANT=, PRECISION=, LAYOUTS= of other runtimes; REMOTE= shares artifacts through DVC
+# make publish releases that cell: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
+# make summary prints what is built as a table in Markdown
+# make workflows checks the workflows of GitHub Actions, with actionlint
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +14,7 @@ BIN    := $(VENV)/bin
 # The stages call `python`.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: all setup test lint parity golden
+.PHONY: all setup test lint parity golden only cell publish summary workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -48,6 +52,41 @@ golden:
 	  cp $$golden tests/golden/$$(basename $$(dirname $$golden)).npz || exit 1; \
 	done
 
+VARIANT ?= tiny-custom-voice
+PRECISION ?= int8
+LAYOUTS ?=
+CELL = $(VARIANT)-$(PRECISION)
+LAST = smoke@$(CELL) $(LAYOUTS:%=layout_bundle@%-$(CELL))
+comma := ,
+empty :=
+list = [$(subst $(empty) $(empty),$(comma) ,$(strip $(1)))]
+
+# For a machine that builds nothing else: params.yaml names this cell alone.
+only:
+	printf 'variants: %s\nprecisions: %s\nlayouts: %s\n' \
+	  '$(call list,$(VARIANT))' '$(call list,$(PRECISION))' '$(call list,$(LAYOUTS))' > params.yaml
+
+# With a remote and the dvc.lock of an earlier build, only what changed is built and only what that needs is fetched.
+cell: setup
+	$(if $(REMOTE),$(BIN)/dvc remote add --local --force --default shared $(REMOTE))
+	$(BIN)/dvc repro $(if $(REMOTE),--pull --allow-missing) $(LAST)
+	$(if $(REMOTE),$(BIN)/dvc pull bundle@$(CELL) $(LAST))
+	$(if $(REMOTE),$(BIN)/dvc push --with-deps $(LAST))
+
+# FIGURES is a folder with artifacts/ of other cells: their manifests and reports, to compare with on the card.
+TO ?=
+publish: setup
+	$(if $(FIGURES),cp -rn $(FIGURES)/artifacts/. artifacts/)
+	for layout in native $(LAYOUTS); do \
+	  $(BIN)/python -m pipeline.publish variant=$(VARIANT) precision=$(PRECISION) layout=$$layout $(TO) || exit 1; \
+	done
+
+summary: setup
+	@$(BIN)/python -m pipeline.summary
+
+workflows:
+	actionlint
+
 setup: $(VENV)/.installed
 
 # The stamp is written last: an interrupted installation is repeated.
@@ -56,5 +95,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; set PYTHON=")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: this Python has no venv; apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,release,dev]'
 	@touch $@

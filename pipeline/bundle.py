@@ -13,18 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import openvino as ov
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
 from pipeline.layout import NATIVE, Graph, graphs, place, read
-from pipeline.stage import ROOT, Paths, PipelineError, alone, main, one_line, output, paths, read_report, write_json
-from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id, sha256
+from pipeline.papers import fingerprint, list_files, write_papers
+from pipeline.stage import ROOT, Paths, PipelineError, alone, main, one_line, output, paths, read_report
+from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id
 
-SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
-# What decides the content of a bundle; a change elsewhere, as in dvc.lock, leaves the checkout clean.
+# What decides the content of a bundle; a change elsewhere, as in dvc.lock or to the list of cells in params.yaml,
+# leaves the checkout clean.
 SOURCES = (
     "conf",
     "model_src",
@@ -32,7 +32,6 @@ SOURCES = (
     "qwen3_tts_ov",
     "constraints.txt",
     "dvc.yaml",
-    "params.yaml",
     "pyproject.toml",
 )
 TOKENIZER_PROBES = (
@@ -54,9 +53,7 @@ def run(cfg: DictConfig) -> None:
         for graph in held:
             place(graph, cfg.layout.name, bundle)
         manifest = describe(cfg, held, bundle)
-        validate(manifest)
-        write_json(bundle / "manifest.json", manifest)
-        write_checksums(bundle)
+        write_papers(bundle, manifest)
         if cfg.layout.name == NATIVE:
             Bundle.load(bundle)  # as a user's runtime would
     print(f"{where.bundle}: {len(manifest['components'])} components, id {manifest['bundle_id'][:12]}")
@@ -126,21 +123,32 @@ def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]
     where = paths(cfg, NATIVE)
     config = read_json(bundle / "config.json")
     speech = read_json(bundle / "speech_tokenizer/config.json")
-    source = read_report(where.checkpoint)
+    talker, source = config["talker_config"], read_report(where.checkpoint)
+    stored = {
+        name: entry["weights"]
+        for compressed in (where.compressed, paths(cfg).compressed)
+        for name, entry in read_report(compressed)["components"].items()
+    }
     manifest = {
         "format": FORMAT,
         "variant": cfg.variant.name,
         "kind": config["tts_model_type"],
         "precision": cfg.precision.name,
         "layout": cfg.layout.name,
-        "source": {"repo": source["source"], "revision": source["revision"], "files": source["files"]},
+        "source": {
+            "repo": source["source"],
+            "revision": source["revision"],
+            "licence": cfg.variant.get("licence"),
+            "files": source["files"],
+        },
         "minimum_openvino": ".".join(version("openvino").split(".")[:2]),
         "sample_rate": speech["output_sample_rate"],
         "samples_per_frame": speech["decode_upsample_rate"],
-        "components": {graph.component: component(bundle, graph) for graph in held},
+        "components": {graph.component: component(bundle, graph, stored[graph.component]) for graph in held},
         "files": {name: fingerprint(bundle / name) for name in list_files(bundle)},
-        "languages": sorted(config["talker_config"]["codec_language_id"]),
-        "speakers": sorted(config["talker_config"].get("spk_id") or {}),
+        "languages": sorted(talker["codec_language_id"]),
+        "speakers": sorted(talker.get("spk_id") or {}),
+        "dialects": {name: dialect for name, dialect in (talker.get("spk_is_dialect") or {}).items() if dialect},
         "generation": read_json(bundle / "generation_config.json"),
         "placement": placement(cfg, held),
         "evidence": evidence(where) | ({} if cfg.layout.name == NATIVE else {cfg.layout.name: evidence(paths(cfg))}),
@@ -149,19 +157,12 @@ def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]
     return manifest | {"bundle_id": bundle_id(manifest)}
 
 
-def validate(manifest: dict[str, Any]) -> None:
-    """Raises PipelineError naming the first key that the published schema refuses."""
-    try:
-        jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
-    except jsonschema.ValidationError as error:
-        raise PipelineError(f"manifest.json: {error.json_path}: {error.message}") from error
-
-
-def component(bundle: Path, graph: Graph) -> dict[str, Any]:
-    """Ports, states and weight dtypes of one graph, read from the IR itself."""
+def component(bundle: Path, graph: Graph, policy: dict[str, Any]) -> dict[str, Any]:
+    """What `compress` was asked for, and ports, states, operation sets and weight dtypes as they are in the IR."""
     model = read(bundle / f"{graph.file}.xml")
+    operations = model.get_ops()
     weights: Counter[str] = Counter()
-    for operation in model.get_ops():
+    for operation in operations:
         if operation.get_type_name() == "Constant":
             weights[operation.get_element_type().get_type_name()] += operation.get_byte_size()
     return {
@@ -169,15 +170,26 @@ def component(bundle: Path, graph: Graph) -> dict[str, Any]:
         "bin": f"{graph.file}.bin",
         "inputs": {port.any_name: describe_port(port) for port in model.inputs},
         "outputs": {port.any_name: describe_port(port) for port in model.outputs},
-        "states": len(model.get_variables()),
+        "states": {state.info.variable_id: describe_state(state.info) for state in model.get_variables()},
+        "opsets": sorted({operation.get_type_info().version_id for operation in operations}),
+        "compression": policy,
         "precision": dict(weights),
     }
 
 
 def describe_port(port: Any) -> dict[str, Any]:
     """Shape and element type of a port; -1 stands for a dimension that the caller chooses."""
-    shape = [axis.get_length() if axis.is_static else -1 for axis in port.get_partial_shape()]
-    return {"shape": shape, "dtype": port.get_element_type().get_type_name()}
+    return {"shape": lengths(port.get_partial_shape()), "dtype": port.get_element_type().get_type_name()}
+
+
+def describe_state(info: Any) -> dict[str, Any]:
+    """Shape and element type of a state variable; -1 for what grows or follows the batch."""
+    return {"shape": lengths(info.data_shape), "dtype": info.data_type.get_type_name()}
+
+
+def lengths(shape: ov.PartialShape) -> list[int]:
+    """The length of each axis, -1 where it is not fixed."""
+    return [axis.get_length() if axis.is_static else -1 for axis in shape]
 
 
 def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
@@ -198,7 +210,7 @@ def evidence(where: Paths) -> dict[str, Any]:
 def provenance(cfg: DictConfig) -> dict[str, Any]:
     """Which code, configuration and tools made the bundle."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    config = {key: resolved[key] for key in ("variant", "precision", "layout", "device", "seed")}
+    config = {key: resolved[key] for key in ("variant", "precision", "layout", "device", "parity", "seed")}
     packages = ("torch", "openvino", "openvino-tokenizers", "nncf", "transformers", "tokenizers", "numpy")
     return {
         "git": git_state(),
@@ -235,22 +247,6 @@ def without_measured(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: without_measured(value) for key, value in data.items() if key != "measured"}
     return [without_measured(value) for value in data] if isinstance(data, list) else data
-
-
-def list_files(directory: Path) -> list[str]:
-    """Relative paths of all files below a directory, sorted."""
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size in bytes and sha256 of a file."""
-    return {"size": path.stat().st_size, "sha256": sha256(path)}
-
-
-def write_checksums(bundle: Path) -> None:
-    """Writes SHA256SUMS over every file, the manifest included, for `sha256sum --check`."""
-    lines = [f"{sha256(bundle / name)}  {name}\n" for name in list_files(bundle)]
-    (bundle / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

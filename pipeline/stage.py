@@ -45,6 +45,7 @@ class Paths:
     compressed: Path
     bundle: Path
     smoke: Path
+    release: Path
 
 
 def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
@@ -64,6 +65,7 @@ def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
         compressed=cell / own / "ir",
         bundle=cell / own / "bundle",
         smoke=cell / own / "smoke",
+        release=cell / own / "release",
     )
 
 

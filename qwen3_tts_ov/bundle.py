@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
+CHECKSUMS = "SHA256SUMS"
 FORMAT = 1
 LAYOUT = "native"
 CONFIGURATION = ("config.json", "generation_config.json", "tokenizer.json")
@@ -51,13 +53,16 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "placement": dict,
 }
 # Where a bundle was made and what was measured of it do not change what it is.
-_NOT_HASHED = ("bundle_id", "evidence", "provenance")
+_NOT_HASHED = ("bundle_id", "evidence", "precisions", "provenance", "smoke")
 
 # Plain names joined by "/": not absolute, no "..", nothing hidden, nothing that a shell or a glob would read.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\S+))?")
 # What may lie beside a bundle's files without being listed: a release's papers. They are never opened.
-_PAPERS = re.compile(r"manifest\.json|SHA256SUMS|(README|LICENSE|NOTICE|CHANGELOG)[\w.]*|[\w.-]+\.(sig|cdx\.json|html)")
+_PAPERS = re.compile(
+    r"manifest\.json|SHA256SUMS|(README|LICENSE|NOTICE|CHANGELOG)[\w.]*|samples/[\w.-]+\.wav"
+    r"|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ class Bundle:
     def load(cls, source: str | os.PathLike[str], revision: str | None = None, verify: bool = True) -> Bundle:
         """A bundle from a folder, or from the Hugging Face Hub by id (`owner/name`) and revision.
 
-        A Hub bundle is fetched into the Hub's own cache; an interrupted fetch is taken up again. `verify` hashes every
-        file; without it only presence and size are checked.
+        `owner/name@revision` says both. A Hub bundle is fetched into the Hub's own cache; an interrupted fetch is taken
+        up again. `verify` hashes every file; without it only presence and size are checked.
 
         Raises BundleError.
         """
@@ -80,8 +85,8 @@ class Bundle:
             if revision is not None:
                 raise BundleError(f"{source}: a folder has no revision; leave it out, or give a Hub id")
             folder = Path(source)
-        elif _HUB_ID.fullmatch(str(source)):
-            folder = _fetch(str(source), revision)
+        elif (hub := _HUB_ID.fullmatch(str(source))) and not (hub[2] and revision):
+            folder = _fetch(hub[1], revision or hub[2])
         else:
             raise BundleError(f"{source}: there is no such folder, and it is not a Hub id (owner/name)")
         bundle = cls(folder, read_manifest(folder))
@@ -105,6 +110,31 @@ class Bundle:
                     for (name, entry), digest in zip(files.items(), digests, strict=True)
                     if digest != entry["sha256"]
                 ]
+        if faults:
+            raise BundleError(f"{self.folder}: {'; '.join(faults)}; fetch or build the bundle again")
+
+    def check_papers(self) -> None:
+        """Raises BundleError naming every paper that is not as SHA256SUMS says; passes where there is none.
+
+        The manifest's hashes cover what a bundle is. SHA256SUMS covers what else is said of it, and the manifest.
+        """
+        sums = self.path(CHECKSUMS)
+        if not sums.is_file():
+            return
+        lines = sums.read_text("utf-8", errors="replace").splitlines()
+        listed = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
+        files: dict[str, dict[str, Any]] = self.manifest["files"]
+        papers = {name for name in _walk(self.folder) if _PAPERS.fullmatch(name)}
+        papers -= {name for name in papers if name == CHECKSUMS or name.endswith(".sig")}  # a signature comes last
+        found = {name: entry["sha256"] for name, entry in files.items()}
+        found |= {name: sha256(self.path(name)) for name in papers}
+        faults = [f"{name} is not in {CHECKSUMS}" for name in sorted(found.keys() - listed.keys())]
+        faults += [f"{name} is missing, but in {CHECKSUMS}" for name in sorted(listed.keys() - found.keys())]
+        faults += [
+            f"{name} is not as {CHECKSUMS} says (another sha256)"
+            for name in sorted(found.keys() & listed.keys())
+            if found[name] != listed[name]
+        ]
         if faults:
             raise BundleError(f"{self.folder}: {'; '.join(faults)}; fetch or build the bundle again")
 
@@ -166,13 +196,25 @@ class Bundle:
         return None if found == size else f"{name} has changed ({found} bytes, not {size})"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A folder's manifest, its shape, id and paths checked. Raises BundleError."""
+def verified(folder: Path) -> Bundle:
+    """A bundle of any layout with every file checked; that of another runtime speaks only there. Raises BundleError."""
+    bundle = Bundle(folder, read_manifest(folder, speaks=False))
+    bundle.check()
+    bundle.check_papers()
+    return bundle
+
+
+def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
+    """A folder's manifest, its shape, id and paths checked, and whether this runtime can speak from it.
+
+    Raises BundleError.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder}: it has no {MANIFEST}, so it is not a bundle of this package")
     manifest = _read_json(path)
-    if fault := next(_manifest_faults(manifest), None):
+    faults = chain(_manifest_faults(manifest), _native_faults(manifest) if speaks else ())
+    if fault := next(iter(faults), None):
         raise BundleError(f"{path}: {fault}")
     needed, present = manifest["minimum_openvino"], version("openvino")
     if _release(present) < _release(needed):
@@ -201,8 +243,6 @@ def _manifest_faults(manifest: Any) -> Iterator[str]:
     for key, kind in _FIELDS.items():
         if not isinstance(manifest.get(key), kind):
             yield f"{key} is missing or of the wrong type"
-    if manifest["layout"] != LAYOUT:
-        yield f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}"
     if manifest["kind"] not in COMPONENTS:
         yield f"kind {manifest['kind']!r} is not one of {', '.join(COMPONENTS)}"
     if min(manifest["sample_rate"], manifest["samples_per_frame"]) < 1:
@@ -216,6 +256,14 @@ def _manifest_faults(manifest: Any) -> Iterator[str]:
             isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
         ):
             yield f"file {name} has no size and sha256"
+    if manifest["bundle_id"] != bundle_id(manifest):
+        yield "bundle_id does not fit the content; the manifest was edited"
+
+
+def _native_faults(manifest: dict[str, Any]) -> Iterator[str]:
+    """What a sound manifest lacks for this runtime to speak."""
+    if manifest["layout"] != LAYOUT:
+        yield f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}"
     for name in COMPONENTS[manifest["kind"]]:
         entry = manifest["components"].get(name)
         if not isinstance(entry, dict):
@@ -226,8 +274,6 @@ def _manifest_faults(manifest: Any) -> Iterator[str]:
     for name in CONFIGURATION:
         if name not in manifest["files"]:
             yield f"{name} is not among the files"
-    if manifest["bundle_id"] != bundle_id(manifest):
-        yield "bundle_id does not fit the content; the manifest was edited"
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
@@ -259,19 +305,26 @@ _HUB_REASONS = {
 
 
 def _roots(folder: Path) -> Iterable[Path]:
-    """Where the files may really lie: the folder and, for a snapshot in the Hub's cache, that repository's blobs."""
+    """Where the files may really lie: the folder and, for a snapshot in the Hub's cache, its repository's blobs.
+
+    What came by Xet lies in the blobs that all repositories of the cache share.
+    """
     real = folder.resolve()
-    return (real, real.parents[1] / "blobs") if real.parent.name == "snapshots" else (real,)
+    return (real, real.parents[1] / "blobs", real.parents[2] / "blobs") if real.parent.name == "snapshots" else (real,)
 
 
 def _list(folder: Path) -> Iterator[str]:
-    """Relative paths of what lies in a folder, but hidden names (.git, .cache) and a release's papers."""
+    """Relative paths of what must be in the manifest: all but a release's papers."""
+    return (name for name in _walk(folder) if not _PAPERS.fullmatch(name))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Relative paths of what lies in a folder, but hidden names (.git, .cache)."""
     for directory, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            path = Path(directory, name).relative_to(folder).as_posix()
-            if not name.startswith(".") and not _PAPERS.fullmatch(path):
-                yield path
+            if not name.startswith("."):
+                yield Path(directory, name).relative_to(folder).as_posix()
 
 
 def _read_json(path: Path) -> Any:

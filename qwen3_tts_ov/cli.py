@@ -174,8 +174,9 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
 
 @commands.command()
 def verify(bundle: BundleArgument, revision: Revision = None) -> None:
-    """Check every file of a bundle against its manifest."""
+    """Check every file of a bundle against its manifest, and its papers against SHA256SUMS."""
     loaded = _open(bundle, revision, verify=True)
+    loaded.check_papers()
     print(f"{loaded.folder}: {len(loaded.manifest['files'])} files as listed, bundle {loaded.manifest['bundle_id']}")
 
 

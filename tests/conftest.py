@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,23 @@ def dvc(checkout: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def make(folder: Path, *arguments: str) -> str:
+    """What `make` prints in a checkout, with this environment in the place of one that it would set up."""
+    if not (folder / ".venv").exists():
+        (folder / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(
+        ["make", "--assume-old=.venv/.installed", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def new_checkout(checkout: Path) -> Path:
     """A repository with the files of this one, all committed, in which nothing is built yet."""
     listed = subprocess.run(
@@ -64,8 +82,9 @@ def new_checkout(checkout: Path) -> Path:
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, checkout / name)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    hour = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")  # two copies, one commit
     for command in (["init", "-q"], ["add", "--all"], [*identity, "commit", "-qm", "Copy"]):
-        subprocess.run(["git", *command], cwd=checkout, check=True)
+        subprocess.run(["git", *command], cwd=checkout, check=True, env=os.environ | hour)
     dvc(checkout, "config", "--local", "cache.type", "copy")  # tests damage copies of what lies there
     return checkout
 
@@ -121,3 +140,12 @@ def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_
     if LIVE:
         return Official.load(LIVE / request.param / "checkpoint", LIVE / request.param / "golden.npz", scratch)
     return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests counted with `record_property`, such as the faults that a release overcame."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        counts.update(dict(report.user_properties) if report.when == "call" else {})
+    for name, count in counts.items():
+        terminalreporter.write_line(f"{count} {name}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import openvino as ov
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline import bundle
+from pipeline import bundle, papers
 from pipeline.stage import Paths, PipelineError, configuration, paths, write_json
 from qwen3_tts_ov.bundle import COMPONENTS, Bundle, bundle_id
 from qwen3_tts_ov.errors import BundleError
@@ -58,8 +59,13 @@ def test_the_manifest_describes_the_graphs_as_openvino_reads_them(artifact, vari
         model = ov.Core().read_model(folder / entry["xml"])
         assert list(entry["inputs"]) == sorted(port.any_name for port in model.inputs), name
         assert list(entry["outputs"]) == sorted(port.any_name for port in model.outputs), name
-        assert entry["states"] == len(model.get_sinks()), name
-    assert manifest["components"]["talker"]["states"] > 0
+        assert len(entry["states"]) == len(model.get_sinks()), name
+    talker = manifest["components"]["talker"]
+    assert all(state["shape"][0] == -1 and state["dtype"] == "f32" for state in talker["states"].values())
+    assert talker["states"]
+    assert all(re.fullmatch(r"opset\d+", opset) for opset in talker["opsets"])
+    assert talker["compression"] == {"mode": "int8_sym"}
+    assert talker["precision"]["i8"] > talker["precision"]["f32"]
     assert manifest["components"]["talker"]["inputs"]["beam_idx"] == {"dtype": "i32", "shape": [-1]}
 
 
@@ -74,7 +80,7 @@ def test_the_same_inputs_give_the_same_bytes(inputs):
 def test_where_it_was_made_and_what_it_measured_do_not_change_the_id(inputs):
     run_bundle(inputs)
     manifest = json.loads((inputs.bundle / "manifest.json").read_text())
-    elsewhere = manifest | {"provenance": {}, "evidence": {}}
+    elsewhere = manifest | {"provenance": {}, "evidence": {}, "smoke": {}, "precisions": {}}
     assert bundle_id(elsewhere) == manifest["bundle_id"]
     for key in manifest.keys() - {"bundle_id", "provenance", "evidence"}:
         assert bundle_id({**manifest, key: None}) != manifest["bundle_id"], key
@@ -210,7 +216,7 @@ def test_a_damaged_input_is_named_and_the_earlier_bundle_stays(inputs, file, dam
 
 def test_the_published_schema_refuses_what_a_manifest_must_not_hold(artifact):
     manifest = json.loads((artifact("bundle") / "manifest.json").read_text())
-    bundle.validate(manifest)
+    papers.validate(manifest)
     for change in (
         {"format": 2},
         {"kind": "singing"},
@@ -218,10 +224,13 @@ def test_the_published_schema_refuses_what_a_manifest_must_not_hold(artifact):
         {"files": {"../outside.bin": {"size": 1, "sha256": "0" * 64}}},
         {"files": {"/etc/passwd": {"size": 1, "sha256": "0" * 64}}},
         {"unknown": 1},
+        {"source": manifest["source"] | {"revision": "main"}},
+        {"smoke": {"NPU": {"status": "not_run"}}},  # without the reason
+        {"smoke": {"NPU": {"status": "probably fine"}}},
     ):
         with pytest.raises(PipelineError, match=r"manifest\.json: \$"):
-            bundle.validate(manifest | change)
+            papers.validate(manifest | change)
 
 
 def test_the_schema_itself_is_valid():
-    jsonschema.Draft202012Validator.check_schema(json.loads(bundle.SCHEMA.read_text()))
+    jsonschema.Draft202012Validator.check_schema(json.loads(papers.SCHEMA.read_text()))

@@ -4,14 +4,15 @@ import ast
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.stage import ROOT
-from qwen3_tts_ov.bundle import Bundle
-from tests.conftest import dvc, new_checkout
+from qwen3_tts_ov.bundle import Bundle, verified
+from tests.conftest import dvc, make, new_checkout
 
 CELL = "tiny-custom-voice-int8"
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -47,6 +48,31 @@ def test_a_second_run_runs_nothing_and_touches_nothing(checkout):
     assert (checkout / "dvc.lock").read_bytes() == lock
 
 
+def test_two_checkouts_of_one_commit_build_the_same_bundle_to_the_last_byte(checkout, artifact):
+    first, second = checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle", artifact("bundle")
+    assert first.parents[3] != second.parents[3], "each has run every stage"
+    assert (first / "SHA256SUMS").read_text() == (second / "SHA256SUMS").read_text()
+    ids = [Bundle.load(folder).manifest["bundle_id"] for folder in (first, second)]
+    assert ids[0] == ids[1]
+
+
+def test_another_machine_publishes_what_this_one_built_and_builds_nothing(checkout, tmp_path):
+    """The commands of the workflows: a cell goes through a DVC remote, its lock file beside it."""
+    cell, remote = ["only", "cell", "VARIANT=tiny-custom-voice", "PRECISION=int8"], f"REMOTE={tmp_path / 'remote'}"
+    axes = (checkout / "params.yaml").read_text()
+    assert "Running stage" not in make(checkout, *cell, remote)
+    (checkout / "params.yaml").write_text(axes)
+
+    other = tmp_path / "publisher"
+    subprocess.run(["git", "clone", "-q", str(checkout), str(other)], check=True)
+    shutil.copy(checkout / "dvc.lock", other)
+    assert "Running stage" not in make(other, *cell, remote)
+    assert not (other / "artifacts" / "tiny-custom-voice" / "checkpoint").exists(), "nor is fetched what is not needed"
+    assert "| tiny-custom-voice | int8 |" in make(other, "summary")
+    make(other, "publish", *cell[2:], "TO=publish.path=out publish.branch=nightly publish.tag=")
+    verified(other / "out" / "tiny-custom-voice-int8-ov" / "nightly")
+
+
 def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
     """A user's outputs are read-only links into the cache; a stage replaces them and must not write through them."""
     bundle = checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle"
@@ -75,6 +101,7 @@ def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
         ("conf/smoke/default.yaml", "edited: 1\n", {"smoke"}),
         ("model_src/talker.py", "# edited\n", {"build", "export", "compress"}),
         ("pipeline/bundle.py", "# edited\n", {"bundle"}),
+        ("pipeline/papers.py", "# edited\n", {"bundle"}),
         ("pipeline/publish.py", "# edited\n", set()),
         ("README.md", "edited\n", set()),
     ],

@@ -1,0 +1,200 @@
+"""A bundle's papers: manifest.json, a CycloneDX bill of materials, SLSA provenance, SHA256SUMS.
+
+All are made of the manifest and hold no clock, so the same bundle has the same papers.
+"""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from pipeline.stage import ROOT, PipelineError, write_json
+from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, sha256
+
+SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
+MATERIALS, PROVENANCE = "bom.cdx.json", "provenance.intoto.json"
+BUILD_TYPE = "urn:qwen3-tts-ov:pipeline:1"
+# The pipeline, on whatever machine it ran: a signature says who vouches for it.
+BUILDER = "urn:qwen3-tts-ov:dvc"
+Json = dict[str, Any]
+
+
+def write_papers(folder: Path, manifest: Json) -> None:
+    """Writes the papers of the files in a folder. Raises PipelineError for a manifest that the schema refuses."""
+    validate(manifest)
+    manifest = json.loads(json.dumps(manifest, sort_keys=True))  # in the order in which anybody else reads it
+    write_json(folder / MANIFEST, manifest)
+    materials = bill_of_materials(manifest)
+    validate_materials(materials)
+    write_json(folder / MATERIALS, materials)
+    write_json(folder / PROVENANCE, provenance(manifest, sha256(folder / MANIFEST)))
+    write_checksums(folder)
+
+
+def validate(manifest: Json) -> None:
+    """Raises PipelineError naming the first key that the published schema refuses."""
+    try:
+        jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    except jsonschema.ValidationError as error:
+        raise PipelineError(f"manifest.json: {error.json_path}: {error.message}") from error
+
+
+def bill_of_materials(manifest: Json) -> Json:
+    """The bundle as a machine-learning model of CycloneDX 1.6: its files, its checkpoint and what made it."""
+    source, versions = manifest["source"], manifest["provenance"]["versions"]
+    model, checkpoint = f"bundle:{manifest['bundle_id']}", f"checkpoint:{source['revision']}"
+    packages = [
+        {
+            "type": "library",
+            "bom-ref": package_url(name, version),
+            "name": name,
+            "version": version,
+            "purl": package_url(name, version),
+            "scope": "excluded",  # it made the bundle and is no part of it
+        }
+        for name, version in versions.items()
+        if name != "python"
+    ]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, model)}",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "machine-learning-model",
+                "bom-ref": model,
+                "name": f"{manifest['variant']}-{manifest['precision']}-{manifest['layout']}",
+                "version": manifest["bundle_id"],
+                **licensed(source["licence"]),
+                "modelCard": {
+                    "modelParameters": {
+                        "task": "text-to-speech",
+                        "architectureFamily": "transformer",
+                        "modelArchitecture": "Qwen3-TTS",
+                        "inputs": [{"format": "text"}],
+                        "outputs": [{"format": "audio"}],
+                    },
+                    "quantitativeAnalysis": {"performanceMetrics": metrics(manifest)},
+                },
+            },
+        },
+        "components": [
+            {
+                "type": "machine-learning-model",
+                "bom-ref": checkpoint,
+                "name": source["repo"],
+                "version": source["revision"],
+                **licensed(source["licence"]),
+                "components": [file_component(checkpoint, *item) for item in source["files"].items()],
+            },
+            *(file_component(model, *item) for item in manifest["files"].items()),
+            *packages,
+        ],
+        "dependencies": [{"ref": model, "dependsOn": [checkpoint]}],
+    }
+
+
+def licensed(licence: str | None) -> Json:
+    """The licence as CycloneDX has it: an SPDX expression; nothing where none is known."""
+    return {} if licence is None else {"licenses": [{"expression": licence}]}
+
+
+def file_component(owner: str, name: str, entry: Json) -> Json:
+    """A file with its sha256 and size in bytes."""
+    return {
+        "type": "file",
+        "bom-ref": f"{owner}/{name}",
+        "name": name,
+        "hashes": [{"alg": "SHA-256", "content": entry["sha256"]}],
+        "properties": [{"name": "qwen3-tts-ov:size", "value": str(entry["size"])}],
+    }
+
+
+def metrics(manifest: Json) -> list[Json]:
+    """What `compress` measured of every component: of its outputs against PyTorch, and on held-out texts."""
+    found = [item for stages in evidence(manifest) for item in stages["compress"]["components"].items()]
+    slices = {f"{name}.{port}": scores for name, entry in found for port, scores in entry["closeness"].items()}
+    slices |= {f"{name}, held-out texts": entry["quality"] for name, entry in found}
+    return [
+        {"type": measure, "slice": part, "value": str(value)}
+        for part, scores in slices.items()
+        for measure, value in scores.items()
+    ]
+
+
+def evidence(manifest: Json) -> list[Json]:
+    """The reports of the native stages and, in another layout, of the graphs that it adds."""
+    found, layout = manifest["evidence"], manifest["layout"]
+    return [found, found[layout]] if layout in found else [found]
+
+
+def package_url(name: str, version: str) -> str:
+    """The purl of a Python package."""
+    return f"pkg:pypi/{name}@{version}"
+
+
+def validate_materials(materials: Json) -> None:
+    """Raises PipelineError saying what CycloneDX's own schema refuses."""
+    if fault := JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(materials)):
+        raise PipelineError(f"{MATERIALS}: {fault.data.json_path}: {fault.data.message}")
+
+
+def provenance(manifest: Json, manifest_sha256: str) -> Json:
+    """An in-toto statement with SLSA's provenance 1: from which code, configuration and checkpoint the files came."""
+    source, made = manifest["source"], manifest["provenance"]
+    origin = f"{source['repo']}@{source['revision']}"
+    commit = made["git"]["commit"]
+    subjects = {name: entry["sha256"] for name, entry in manifest["files"].items()} | {MANIFEST: manifest_sha256}
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": made["config"],
+                "internalParameters": {"config_sha256": made["config_sha256"], "dirty": made["git"]["dirty"]},
+                "resolvedDependencies": [
+                    {"name": "pipeline"} | ({"digest": {"gitCommit": commit}} if commit else {}),
+                    *(
+                        {"name": f"{origin}/{name}", "digest": {"sha256": entry["sha256"]}}
+                        for name, entry in source["files"].items()
+                    ),
+                    *(
+                        {"uri": package_url(name, version)}
+                        for name, version in made["versions"].items()
+                        if name != "python"
+                    ),
+                ],
+            },
+            "runDetails": {"builder": {"id": BUILDER, "version": {"python": made["versions"]["python"]}}},
+        },
+    }
+
+
+def list_files(directory: Path) -> list[str]:
+    """Relative paths of all files below a directory, sorted."""
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def fingerprint(path: Path) -> Json:
+    """Size in bytes and sha256 of a file."""
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes SHA256SUMS over every other file, the manifest included, for `sha256sum --check`."""
+    names = (name for name in list_files(folder) if name != CHECKSUMS)
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def read_checksums(text: str) -> list[str]:
+    """The names in a SHA256SUMS."""
+    return [line.split("  ", 1)[1] for line in text.splitlines() if "  " in line]

@@ -1,0 +1,38 @@
+"""What is built under artifacts/, one line for each cell, as a table in Markdown for people and for CI."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from pipeline.card import figure, megabytes
+from pipeline.release import read_manifest
+from pipeline.stage import main, read_report
+from qwen3_tts_ov.bundle import MANIFEST
+
+HEAD = "| variant | precision | size | bundle | device | result | real-time factor | first audio |"
+
+
+def run(cfg: DictConfig) -> None:
+    """Prints the table."""
+    print(HEAD, "|---" * HEAD.count(" | ") + "|---|", sep="\n")
+    for bundle in sorted(Path(cfg.artifacts).glob("*/*/bundle")):
+        if (bundle / MANIFEST).is_file():
+            print(*rows(bundle), sep="\n")
+
+
+def rows(bundle: Path) -> list[str]:
+    """A line for each device that smoke tried; one line for a bundle that it has not heard yet."""
+    manifest, smoke = read_manifest(bundle), bundle.with_name("smoke")
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    start = f"| {manifest['variant']} | {manifest['precision']} | {megabytes(size)} | `{manifest['bundle_id'][:12]}`"
+    if not (smoke / "report.json").is_file():
+        return [f"{start} | | not heard | | |"]
+    found = []
+    for device, heard in read_report(smoke)["devices"].items():
+        speed = [figure(heard.get("measured", {}).get(key)) for key in ("real_time_factor", "first_audio_seconds")]
+        found.append(f"{start} | {device} | {heard['status']} | {speed[0]} | {speed[1]}{' s' if speed[1] else ''} |")
+    return found
+
+
+if __name__ == "__main__":
+    main(run)
