@@ -15,6 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 all: setup
 	$(BIN)/dvc repro
+	$(BIN)/python -m pipeline.report
 
 # A process for each core, each with one thread: more only slow these small networks down.
 test: setup
