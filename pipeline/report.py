@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.stage import ROOT, PipelineError, configuration, main, paths, read_report
 
-TEMPLATE = Path(__file__).with_suffix(".html.j2")
+TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 MEDIA = {".wav": "audio/wav", ".png": "image/png"}
 
 

@@ -5,24 +5,22 @@ Speech goes to files or stdout, everything for people to stderr. An error is one
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from .console import outlets_for, people, pour
 from .errors import Qwen3TTSError, RequestError
 
 if TYPE_CHECKING:
-    from .audio import Player, Writer
     from .bundle import Bundle
     from .speech import Outcome, SpeechStream
     from .synthesizer import Synthesizer
@@ -30,10 +28,7 @@ if TYPE_CHECKING:
 
 _PROMPT = ".safetensors"  # a saved voice prompt, where a recording may stand too
 
-Outlet: TypeAlias = "Writer | Player | _Stdout"
-
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-people = Console(stderr=True, highlight=False, soft_wrap=True)
 
 BundleArgument = Annotated[str, typer.Argument(help="A bundle's folder or Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Of a Hub bundle: a branch, tag or commit.")]
@@ -94,10 +89,10 @@ def say(
     given = {name: value for name, value in options.items() if value is not None}
     loaded = _open(bundle, revision, verify=True)
     _check_voice(loaded, voice, instruct, clone, ref_text)
-    outlets = _outlets(output, play, stream, loaded.sample_rate)
+    outlets = outlets_for(output, play, stream, loaded.sample_rate)
     synthesizer = _compile(loaded, device, properties)
     cloned = _voice_prompt(synthesizer, clone, ref_text)
-    outcome = _pour(_start(synthesizer, spoken, voice, language, instruct, cloned, given), outlets)
+    outcome = pour(_start(synthesizer, spoken, voice, language, instruct, cloned, given), outlets)
     if as_json:
         print(
             json.dumps(_summary(outcome, output), indent=2, sort_keys=True), file=sys.stderr if stream else sys.stdout
@@ -337,56 +332,6 @@ def _start(
     if voice is not None:
         return synthesizer.stream_custom_voice(text, voice, language, instruct, **options)
     return synthesizer.stream_voice_design(text, instruct or "", language, **options)
-
-
-def _outlets(output: Path | None, play: bool, stream: bool, rate: int) -> list[Outlet]:
-    """Where the speech goes, refused here if it cannot go there."""
-    from . import audio
-
-    outlets: list[Outlet] = []
-    if output is not None:
-        outlets.append(audio.Writer(output, rate))
-    if play:
-        outlets.append(audio.Player(rate))
-    if stream:
-        outlets.append(_Stdout())
-    return outlets
-
-
-def _pour(speech: SpeechStream, outlets: list[Outlet]) -> Outcome:
-    """Lets the stream run into every outlet, with progress on a terminal."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(speech)
-        opened = [stack.enter_context(outlet) for outlet in outlets]
-        for chunk in _with_progress(speech):
-            for outlet in opened:
-                outlet.write(chunk)
-    return speech.outcome
-
-
-class _Stdout(contextlib.nullcontext[Any]):
-    """Raw PCM on stdout, flushed with every chunk."""
-
-    def __enter__(self) -> _Stdout:
-        return self
-
-    def write(self, waveform: Any) -> None:
-        from .audio import pcm16
-
-        sys.stdout.buffer.write(pcm16(waveform))
-        sys.stdout.buffer.flush()
-
-
-def _with_progress(speech: SpeechStream) -> Iterator[Any]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
-        task = progress.add_task("Speaking")
-        samples = 0
-        for chunk in speech:
-            samples += len(chunk)
-            seconds, elapsed = samples / speech.sample_rate, progress.tasks[task].elapsed or 0.0
-            progress.update(task, description=f"Speaking: {seconds:.1f} s, real-time factor {elapsed / seconds:.2f}")
-            yield chunk
 
 
 def _summary(outcome: Outcome, output: Path | None) -> dict[str, Any]:

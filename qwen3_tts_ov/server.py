@@ -1,7 +1,7 @@
 """An HTTP server that speaks OpenAI's `/v1/audio/speech`, for programs that were written for that.
 
-A request waits in a bounded queue for one of a few slots. Speech is made at its own pace and sent as it is made, so a
-client that reads slowly holds no slot; one that goes away ends the generation of its speech.
+A request waits in a bounded queue for one of a few slots. Speech is made at its own pace, minutes ahead of a client
+that reads slowly, so that it holds no slot; one that goes away ends the generation of its speech at the next chunk.
 
 | kind of bundle | `voice` | `instructions` |
 |---|---|---|
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +39,7 @@ from .voice import VoicePrompt
 
 # One bundle is served, so whoever asks for one of OpenAI's models gets it too.
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+_AHEAD = 256  # chunks made before the client must read, ten minutes of speech; until then it holds no slot
 _ESCAPED = 12  # bytes of JSON that one character takes at most, as "\ud83d\ude00"
 
 log = logging.getLogger(__name__)
@@ -221,8 +221,7 @@ class _Speaking:
         self._slots, self._queue = slots, queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Without bound: a whole answer is small (48 kB a second), and waiting for the client would hold the slot.
-        ready, audio = anyio.create_memory_object_stream[bytes | Exception](math.inf)
+        ready, audio = anyio.create_memory_object_stream[bytes | Exception](_AHEAD)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch, receive, tasks.cancel_scope.cancel)
             tasks.start_soon(self._make, ready)
@@ -239,15 +238,15 @@ class _Speaking:
 
         with ready, self._stream:
             if self._slots.value == 0 and self._slots.statistics().tasks_waiting >= self._queue:
-                ready.send_nowait(_Busy())
+                await ready.send(_Busy())
                 return
             async with self._slots:
                 try:
                     while (piece := await to_thread.run_sync(next_piece)) is not None:
-                        ready.send_nowait(piece)
-                    ready.send_nowait(encoder.finish())
+                        await ready.send(piece)
+                    await ready.send(encoder.finish())
                 except DeviceError as error:
-                    ready.send_nowait(error)
+                    await ready.send(error)
                 finally:
                     self._stream.close()  # gives the infer requests back before the slot
 
