@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def dvc(checkout: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, f"dvc {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}"
     return done.stdout
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what another thread is about to do."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come true in 20 s")
 
 
 def new_checkout(checkout: Path) -> Path:

@@ -9,8 +9,7 @@ import pytest
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from pipeline import report as html
-from tests.conftest import run_stage
-from tests.test_server import until
+from tests.conftest import run_stage, until
 
 VARIANTS, PRECISIONS = ("tiny-custom-voice", "tiny-base", "tiny-voice-design"), ("fp16", "int8")
 CELLS = [(variant, precision) for variant in VARIANTS for precision in PRECISIONS]

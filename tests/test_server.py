@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from qwen3_tts_ov import Bundle, DeviceError, Synthesizer, VoicePrompt
 from qwen3_tts_ov.audio import pcm16
 from qwen3_tts_ov.engine import Session
 from qwen3_tts_ov.server import application, load_voices
+from tests.conftest import until
 
 FRAME = 1920
 SPEECH, MODEL = "/v1/audio/speech", "tiny-custom-voice-int8"
@@ -62,15 +62,6 @@ def serving(synthesizer) -> Serving:
             thread.join(30)
 
     return start
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another thread is about to do."""
-    for _ in range(2000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come true in 20 s")
 
 
 def idle(client: httpx2.Client, slots: int = 1) -> bool:
