@@ -214,7 +214,9 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="QWEN3_TTS_API_KEY", help="What clients must send; best by environment.")
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Requests served at a time.")] = 1,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Requests served at a time, in turns without --property NUM_STREAMS.")
+    ] = 1,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are answered 503.")] = 16,
     max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
     revision: Revision = None,
