@@ -16,7 +16,7 @@ import soundfile
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from pipeline.forcing import Record, agreement, record
+from pipeline.agreement import Record, agreement, record
 from pipeline.spectrogram import draw
 from pipeline.stage import ROOT, PipelineError
 from qwen3_tts_ov import Bundle, Outcome, Speech, SpeechStream, Synthesizer

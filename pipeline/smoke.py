@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.forcing import Record
+from pipeline.agreement import Record
 from pipeline.hear import describe, hear, reference_record
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
 from qwen3_tts_ov import Bundle, DeviceError

@@ -9,7 +9,7 @@ import soundfile
 from PIL import Image
 
 from pipeline import hear
-from pipeline.forcing import agreement, record
+from pipeline.agreement import agreement, record
 from pipeline.spectrogram import BANDS, hertz, mel, mel_spectrogram
 from pipeline.stage import PipelineError, configuration
 from qwen3_tts_ov import Bundle, Speech
