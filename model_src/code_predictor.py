@@ -64,19 +64,21 @@ class CodePredictor(nn.Module):
         temperature: Tensor,
         top_k: Tensor,
         top_p: Tensor,
+        candidates: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A whole frame from its first code.
 
         `talker_hidden` and `first_embedding` are [batch, 1, talker hidden], `first_code` [batch, 1], `noise`
-        [batch, groups - 1, codes] Exp(1) draws (ones for the likeliest codes); the rest one-element tensors. Returns
-        the codes [batch, groups] and the sum of their embeddings [batch, 1, talker hidden].
+        [batch, groups - 1, codes] Exp(1) draws (ones for the likeliest codes); `temperature`, `top_k` and `top_p` have
+        one element, `candidates` is for `draw`. Returns the codes [batch, groups] and the sum of their embeddings
+        [batch, 1, talker hidden].
         """
         codes, summed = [first_code], first_embedding
         inputs, start, past = torch.cat((talker_hidden, first_embedding), dim=1), 0, None
         for group, (head, embedding) in enumerate(zip(self.heads, self.embeddings, strict=True)):
             hidden, past = self.decode(inputs, start, past)
             start += inputs.shape[1]
-            code = draw(head(hidden[:, -1]), noise[:, group], temperature, top_k, top_p)
+            code = draw(head(hidden[:, -1]), noise[:, group], temperature, top_k, top_p, candidates)
             inputs = embedding(code)
             codes.append(code)
             summed = summed + inputs

@@ -20,14 +20,22 @@ def _likeliest(scores: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return torch.topk(scores, int(count), dim=-1)
 
 
-def draw(logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def draw(
+    logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, candidates: int | None = None
+) -> Tensor:
     """Draw one code for each row.
 
     `logits` and `noise` are [batch, codes], noise being Exp(1) draws, or ones for the likeliest code. `temperature`,
     `top_k` and `top_p` have one element; `top_k` = number of codes and `top_p` = 1 switch those rules off. Of codes
     that tie at the top-k boundary some stay (the official warper keeps all of them). Returns int64 [batch, 1].
+
+    With `candidates`, the draw is from so many likeliest codes at most, and every shape is known beforehand.
     """
-    scores, codes = _likeliest(logits / temperature, top_k[0])
+    if candidates is None:
+        scores, codes = _likeliest(logits / temperature, top_k[0])
+    else:
+        scores, codes = torch.topk(logits / temperature, candidates, dim=-1)
+        scores = scores.masked_fill(torch.arange(candidates) >= top_k, float("-inf"))
     probabilities = torch.softmax(scores, dim=-1)
     # A code goes when the likelier ones alone reach top_p; the likeliest has none before it and always stays.
     likelier = torch.cumsum(probabilities, dim=-1) - probabilities

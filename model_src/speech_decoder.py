@@ -21,11 +21,13 @@ from .layers import Attention, Conv1d, LayerScale, Linear, RMSNorm, SwiGLU, caus
 class History:
     """What the network remembers between pieces, in the order in which its parts ask.
 
-    Starts from silence when `past` is None. After a pass, `present` is the past of the next one.
+    Starts from silence when `past` is None. After a pass, `present` is the past of the next one. Where the past of the
+    attention has a fixed length, `seen` [1] says how many of its last frames have really been.
     """
 
-    def __init__(self, past: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, past: Sequence[Tensor] | None = None, seen: Tensor | None = None) -> None:
         self.past = past
+        self.seen = seen
         self.present: list[Tensor] = []
 
     def prepend(self, x: Tensor, length: int) -> Tensor:
@@ -128,6 +130,8 @@ class WindowedTransformer(nn.Module):
         seen = 0 if history.past is None else history.past[len(history.present)].shape[2]
         keys = torch.arange(seen + x.shape[1])
         mask = causal_mask(keys[None, seen:], keys, config.sliding_window)
+        if history.seen is not None:
+            mask = mask.masked_fill(keys < seen - history.seen, float("-inf"))
         positions = rotary(keys[None], config.head_dim, config.rope_theta)
         x = self.input_proj(x)
         for layer in self.layers:
@@ -221,7 +225,10 @@ class SpeechDecoder(nn.Module):
 
         Returns samples [batch, 1, 1920 frames] in [-1, 1] at 24 kHz, and the past of the next piece.
         """
-        history = History(past)
+        return self.decode(codes, History(past))
+
+    def decode(self, codes: Tensor, history: History) -> tuple[Tensor, list[Tensor]]:
+        """As `forward`, with the history given."""
         x = self.semantic(codes[:, :1]) + self.acoustic(codes[:, 1:])
         x = self.pre_conv(x, history).transpose(1, 2)
         x = self.transformer(x, history).transpose(1, 2)

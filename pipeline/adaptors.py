@@ -19,6 +19,7 @@ from model_src.config import TransformerConfig
 from model_src.layers import Embedding, KeyValue, causal_mask, rotary
 from pipeline.components import ANY, COMPONENTS, Call, Component, Port, cache_states, chosen, noise
 from pipeline.stage import PipelineError
+from pipeline.static import STATIC
 
 
 class TalkerStep(Component):
@@ -313,7 +314,7 @@ ADAPTORS: dict[str, type[Component]] = {
         SpeechEncoderByGroup,
         MelSpeakerEncoder,
     )
-}
+} | STATIC
 # Everything that an IR file can hold.
 GRAPHS = COMPONENTS | ADAPTORS
 
@@ -331,3 +332,8 @@ def made(layout: DictConfig, kind: str) -> list[str]:
         )
     components = COMPONENTS if layout.name == "native" else ADAPTORS
     return [name for name in layout.graphs if name in components and kind in components[name].kinds]
+
+
+def make(name: str, checkpoint: Checkpoint, layout: DictConfig) -> Component:
+    """A component over a checkpoint's networks, of the sizes that the layout gives it."""
+    return GRAPHS[name](checkpoint, **layout.graphs[name].get("sizes", {}))

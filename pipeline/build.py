@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from safetensors.numpy import save_file
 
 from model_src.checkpoint import Checkpoint
-from pipeline.adaptors import GRAPHS, made
+from pipeline.adaptors import made, make
 from pipeline.components import Call
 from pipeline.stage import main, output, paths, report, track
 
@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> None:
         parameters = {}
         kind = checkpoint.config.tts_model_type
         for name in track(made(cfg.layout, kind), "build"):
-            component = GRAPHS[name](checkpoint)
+            component = make(name, checkpoint, cfg.layout)
             calls = component.calls(np.random.default_rng(cfg.seed))
             write_record(model / f"{name}.safetensors", calls, component.run(calls))
             parameters[name] = sum(parameter.numel() for parameter in component.parameters())

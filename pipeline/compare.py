@@ -14,6 +14,7 @@ from pipeline.stage import PipelineError
 
 # Exact arithmetic, to compare graphs and not devices' shortcuts.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+MEASURES = ("snr_db", "agreement")
 Closeness = dict[str, dict[str, float]]
 
 

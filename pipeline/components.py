@@ -38,7 +38,7 @@ class Component(nn.Module):
     """
 
     name: ClassVar[str]
-    outputs: ClassVar[tuple[str, ...]]
+    outputs: tuple[str, ...]
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
     adapts: ClassVar[str | None] = None  # of an adaptor: the component whose precision policy it takes
 
@@ -167,6 +167,7 @@ class CodePredictor(Component):
     """A whole frame in one call: hidden state and first code in, sixteen codes and their summed embedding out."""
 
     name, outputs = "code_predictor", ("codes", "embeddings")
+    candidates: int | None = None  # any number of codes may be drawn from
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -192,7 +193,7 @@ class CodePredictor(Component):
         top_p: Tensor,
     ) -> tuple[Tensor, ...]:
         first = self.first_embedding(first_code)
-        return self.network.frame(talker_hidden, first_code, first, noise, temperature, top_k, top_p)
+        return self.network.frame(talker_hidden, first_code, first, noise, temperature, top_k, top_p, self.candidates)
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
         shape, codes = self.inputs["noise"].shape[1:], self.network.config.vocab_size

@@ -1,7 +1,7 @@
 """compress: stores every component's weights by the precision's policy, and says what that costs.
 
-Each component is compressed in a process of its own, compared with what PyTorch computed from the checkpoint, and
-held against the policy's gate.
+Each component is compressed in a process of its own, compared with what PyTorch computed from the checkpoint, fed what
+the exported graphs spoke (quality.py), and held against the policy's gate.
 """
 
 from __future__ import annotations
@@ -10,46 +10,65 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline import compare, quality
 from pipeline.adaptors import GRAPHS, made
-from pipeline.compare import check, compare
 from pipeline.components import COMPONENTS
 from pipeline.stage import PipelineError, alone, main, output, paths, read_report, report, track
 from pipeline.weights import compress
+
+# Keys of a policy that mean something only beside `calibrated`.
+NEED_DATA = ("calibrated", "subset_size", "sensitivity_metric", "awq", "scale_estimation", "gptq", "lora_correction")
 
 
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/ir. Raises PipelineError for a bad policy or a missed gate."""
     where = paths(cfg)
     weights, gates = by_component(cfg.precision, "weights"), by_component(cfg.precision, "gate")
+    if read_report(where.checkpoint)["source"] == "synthetic":
+        gates |= by_component(cfg.precision, "synthetic", every=False)
     read_report(where.ir)
     components, measured = {}, {}
     with output(where.compressed) as ir:
         names = made(cfg.layout, read_report(where.model)["kind"])
         for name in track(names, f"compress to {cfg.precision.name}"):
             xml, policy = ir / f"{name}.xml", GRAPHS[name].adapts or name
-            measured[name] = alone(compress, where.ir / xml.name, xml, weights[policy])
-            closeness = compare(xml, where.model / f"{name}.safetensors")
+            stored = data_free(weights[policy]) if GRAPHS[name].adapts else weights[policy]
+            measured[name] = alone(compress, where.ir / xml.name, xml, stored, where.rollout)
+            closeness = compare.compare(xml, where.model / f"{name}.safetensors")
+            judged = alone(quality.judge, name, xml, where.ir / xml.name, where.rollout)
             components[name] = {
                 "policy": policy,
-                "weights": weights[policy],
+                "weights": stored,
                 "bytes": xml.with_suffix(".bin").stat().st_size,
                 "closeness": closeness,
+                "quality": judged,
                 "gate": gates[policy],
             }
-            check(name, closeness, gates[policy])
+            compare.check(name, closeness, gates[policy])
+            quality.check(name, judged, gates[policy])
         report(ir, {"components": components, "measured": measured})
 
 
-def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any]]:
-    """A section of the policy for every component: its own entry or the default. Raises PipelineError."""
+def by_component(precision: DictConfig, section: str, every: bool = True) -> dict[str, dict[str, Any]]:
+    """A section of the policy by component: for `every` one, where it has no entry of its own the default.
+
+    Raises PipelineError for an unknown component, in a gate also for an unknown measure.
+    """
     entries: Any = OmegaConf.to_container(precision[section], resolve=True)
-    unknown = sorted(set(entries) - set(COMPONENTS) - {"default"})
-    if unknown:
-        raise PipelineError(
-            f"conf/precision/{precision.name}.yaml: {section} names an unknown component {unknown[0]!r}; "
-            f"known: {', '.join(COMPONENTS)}"
-        )
-    return {name: entries.get(name, entries["default"]) for name in COMPONENTS}
+    where = f"conf/precision/{precision.name}.yaml: {section}"
+    if unknown := sorted(set(entries) - set(COMPONENTS) - {"default"}):
+        raise PipelineError(f"{where} names an unknown component {unknown[0]!r}; known: {', '.join(COMPONENTS)}")
+    if section != "weights":
+        known = (*compare.MEASURES, *quality.MEASURES)
+        if unknown := sorted({measure for gate in entries.values() for measure in gate} - set(known)):
+            raise PipelineError(f"{where} names an unknown measure {unknown[0]!r}; known: {', '.join(known)}")
+    named = COMPONENTS if every else entries
+    return {name: entries[name] if name in entries else entries["default"] for name in named}
+
+
+def data_free(policy: dict[str, Any]) -> dict[str, Any]:
+    """A policy without what needs calibration: an adaptor's ports are not those that the rollouts went through."""
+    return {key: value for key, value in policy.items() if key not in NEED_DATA}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
     components, measured = {}, {}
     with output(where.ir) as ir:
         for name in track(made(cfg.layout, kind), "export"):
-            measured[name] = alone(export, name, where.checkpoint, ir, labels)
+            measured[name] = alone(export, name, where.checkpoint, ir, labels, cfg.layout)
             components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
             check(name, components[name], cfg.parity)
         report(ir, {"components": components, "gate": dict(cfg.parity), "measured": measured})

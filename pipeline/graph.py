@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import torch
+from omegaconf import DictConfig
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 from openvino.frontend.pytorch import ModuleExtension
 
 from model_src.checkpoint import Checkpoint
 from model_src.layers import Linear
-from pipeline.adaptors import GRAPHS
+from pipeline.adaptors import make
 from pipeline.components import Component
+from pipeline.rewiring import readers, replace
 
 # Traced as one operation over the stored weight. The tracer keeps every tensor that it sees, so running the layers
 # would hold a float32 copy of each weight for every time it is used: 4.1 GB for the 1.7B's code predictor of 0.36 GB.
@@ -30,12 +32,14 @@ LINEAR = ModuleExtension(
 )
 
 
-def export(name: str, checkpoint: Path, directory: Path, labels: dict[str, str]) -> dict[str, float]:
+def export(
+    name: str, checkpoint: Path, directory: Path, labels: dict[str, str], layout: DictConfig
+) -> dict[str, float]:
     """Write one component's IR. Returns the seconds it took and the peak resident memory in bytes."""
     start = time.perf_counter()
-    component = GRAPHS[name](Checkpoint(checkpoint))  # lives until the end: the graph shares its weights
+    component = make(name, Checkpoint(checkpoint), layout)  # lives until the end: the graph shares its weights
     model = convert(component)
-    for key, value in {"component": name, "layout": "native", **labels}.items():
+    for key, value in {"component": name, **labels}.items():
         model.set_rt_info(value, ["qwen3_tts", key])
     ov.save_model(model, directory / f"{name}.xml", compress_to_fp16=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -87,12 +91,31 @@ def make_stateful(model: ov.Model, states: dict[str, str]) -> None:
             sizes = list(node.get_output_partial_shape(0))[1:]
             lengths = ops.constant([size.get_length() if size.is_static else 0 for size in sizes], np.int64)
             zeros = ops.broadcast(ops.constant(0.0, np.float32), ops.concat([batch, lengths], axis=0))
-            readers = node.output(0).get_target_inputs()
+            before = node.output(0).get_target_inputs()
             node.set_arguments([zeros])
             if all(size.is_static for size in sizes):
                 # The CPU plugin moves an initialiser that nothing else reads into the ReadValue, and then fails to
                 # compile it (2026.4: "Invalid graph status"). Adding the zeros gives them a second reader.
                 state = ops.add(node, zeros)
-                for reader in readers:
-                    reader.replace_source_output(state.output(0))
+                for port in before:
+                    port.replace_source_output(state.output(0))
+    read_shapes_after_beams(model, batch)
     model.validate_nodes_and_infer_types()
+
+
+def read_shapes_after_beams(model: ov.Model, batch: ov.Node) -> None:
+    """Let shapes be read off what `beam_idx` gathers from a cache, and the batch off the inputs.
+
+    OpenVINO's simplifications read them off the cache and off `beam_idx` itself. Its pass that takes the state out
+    again, which other runtimes run for NPU, then leaves a variable or `beam_idx` behind and fails.
+    """
+    for port in model.inputs:
+        if port.any_name != "beam_idx":
+            continue
+        for reader in readers(port.get_node()):
+            if reader.get_type_name() == "ShapeOf":
+                replace(reader, ops.convert(batch, reader.get_element_type()))
+            elif reader.get_type_name() == "Gather":
+                for beside in readers(reader.input_value(0).get_node()):
+                    if beside.get_type_name() == "ShapeOf":
+                        beside.input(0).replace_source_output(reader.output(0))

@@ -83,14 +83,17 @@ def sizes(cells: list[Cell]) -> dict[str, list[float | None]]:
 
 
 def quality(cells: list[Cell]) -> dict[tuple[str, str], list[tuple[float, float | None] | None]]:
-    """How close every output comes to PyTorch, with its gate, a column for each cell; rows by port and measure."""
+    """How close every graph comes to its source, with the gate, a column for each cell; rows by port and measure.
+
+    Outputs are compared with PyTorch; the other measures are those of pipeline/quality.py.
+    """
     table: dict[tuple[str, str], list[tuple[float, float | None] | None]] = {}
     for column, cell in enumerate(cells):
         for name, entry in cell.compress["components"].items():
-            for port, scores in entry["closeness"].items():
-                for measure, score in scores.items():
-                    row = table.setdefault((f"{name}.{port}", measure), [None] * len(cells))
-                    row[column] = (score, entry["gate"].get(measure))
+            found = {(f"{name}.{port}", m): score for port, ms in entry["closeness"].items() for m, score in ms.items()}
+            found |= {(name, measure): score for measure, score in entry["quality"].items()}
+            for row, score in found.items():
+                table.setdefault(row, [None] * len(cells))[column] = (score, entry["gate"].get(row[1]))
     return table
 
 

@@ -41,6 +41,7 @@ class Paths:
     checkpoint: Path
     model: Path
     ir: Path
+    rollout: Path
     compressed: Path
     bundle: Path
     smoke: Path
@@ -59,6 +60,7 @@ def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
         checkpoint=variant / "checkpoint",
         model=variant / own / "model",
         ir=variant / own / "ir",
+        rollout=variant / "rollout",
         compressed=cell / own / "ir",
         bundle=cell / own / "bundle",
         smoke=cell / own / "smoke",

@@ -12,38 +12,70 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from pipeline import forcing
+from pipeline.forcing import Arrays
+from pipeline.rewiring import readers, replace
 from pipeline.stage import PipelineError, one_line
 
 # Constants with fewer elements (norms, biases, rotary frequencies, scales) cost nothing and stay in 32 bits.
 _SMALL = 4096
 
 
-def compress(source: Path, target: Path, policy: dict[str, Any]) -> dict[str, float]:
+def compress(source: Path, target: Path, policy: dict[str, Any], spoken: Path) -> dict[str, float]:
     """Write the graph `source` (.xml) to `target` with its weights stored by `policy`.
 
-    `policy` has `mode`, f16 or a name of nncf.CompressWeightsMode, and other arguments of nncf.compress_weights.
-    Returns the seconds that it took and the peak resident memory in bytes. Raises PipelineError for a policy that
-    NNCF refuses.
+    `policy` has `mode`, f16 or a name of nncf.CompressWeightsMode, and other arguments of nncf.compress_weights; with
+    `calibrated`, NNCF sees what went through the graph when `rollout` spoke the calibration texts, in the folder
+    `spoken`. Returns the seconds that it took and the peak resident memory in bytes. Raises PipelineError for a policy
+    that NNCF refuses.
     """
     start = time.perf_counter()
     model = ov.Core().read_model(source)
     to_f16(model)
     if policy != {"mode": "f16"}:
-        import nncf  # takes seconds to import, and most components stay in f16
-
-        nncf.set_log_level(logging.WARNING)
-        try:
-            arguments = policy | {"mode": nncf.CompressWeightsMode(policy.get("mode"))}
-            model = nncf.compress_weights(model, **arguments)
-        except (TypeError, ValueError, nncf.ParameterNotSupportedError, nncf.InvalidGroupSizeError) as error:
-            known = ", ".join(mode.value for mode in nncf.CompressWeightsMode)
-            raise PipelineError(
-                f"{source.stem}: NNCF cannot store weights by {policy}: {one_line(error)}; "
-                f"the modes are f16, without arguments, {known}"
-            ) from None
+        model = compress_by_nncf(model, source.stem, dict(policy), spoken)
     ov.save_model(model, target, compress_to_fp16=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
+
+
+def compress_by_nncf(model: ov.Model, name: str, policy: dict[str, Any], spoken: Path) -> ov.Model:
+    """The component `name` with its weights in NNCF's form. Raises PipelineError for a policy that NNCF refuses."""
+    import nncf  # takes seconds to import, and most components stay in f16
+
+    nncf.set_log_level(logging.WARNING)
+    kinds = {
+        "mode": nncf.CompressWeightsMode,
+        "backup_mode": nncf.BackupMode,
+        "sensitivity_metric": nncf.SensitivityMetric,
+        "ignored_scope": lambda scope: nncf.IgnoredScope(**scope),
+        "advanced_parameters": lambda chosen: nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode(chosen["group_size_fallback_mode"])
+        ),
+    }
+    try:
+        calls = calibration_calls(model, name, spoken) if policy.pop("calibrated", False) else None
+        arguments = {key: kinds[key](value) if key in kinds else value for key, value in policy.items()}
+        return nncf.compress_weights(model, dataset=calls and nncf.Dataset(calls), **arguments)
+    except (TypeError, ValueError, nncf.ParameterNotSupportedError, nncf.InvalidGroupSizeError) as error:
+        known = ", ".join(mode.value for mode in nncf.CompressWeightsMode)
+        raise PipelineError(
+            f"{name}: NNCF cannot store weights by {policy}: {one_line(error)}; "
+            f"the modes are f16, without arguments, {known}"
+        ) from None
+
+
+def calibration_calls(model: ov.Model, name: str, spoken: Path) -> list[Arrays]:
+    """What went through a component when the calibration texts were spoken. Raises ValueError for one that has none."""
+    texts = forcing.read(spoken, "calibration")
+    if name == "talker":
+        return [forcing.talker_call(text["inputs"]) for text in texts]
+    if name == "code_predictor":
+        frames = [frame for text in texts for frame in zip(text["hidden"], text["codes"], strict=True)]
+        return [
+            forcing.frame_call(hidden[None], codes[:1], forcing.forced_noise(model, codes)) for hidden, codes in frames
+        ]
+    raise ValueError(f"only talker and code_predictor can be calibrated, not {name}")
 
 
 def to_f16(model: ov.Model) -> None:
@@ -79,13 +111,6 @@ def as_f32(constant: ov.Node) -> np.ndarray:
 
 def replace_with_casts(constant: ov.Node, value: ov.Node) -> None:
     """Put a float32 constant in the place of a constant and of the casts to float32 that follow it."""
-    for reader in constant.output(0).get_target_inputs():
-        cast = reader.get_node()
+    for cast in readers(constant):
         assert cast.get_type_name() == "Convert"
         replace(cast, value)
-
-
-def replace(node: ov.Node, value: ov.Node) -> None:
-    """Let every reader of `node` read `value`."""
-    for reader in node.output(0).get_target_inputs():
-        reader.replace_source_output(value.output(0))

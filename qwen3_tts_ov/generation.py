@@ -83,7 +83,7 @@ def _chunks(
             limit = min(limit, request.max_frames - sum(map(len, codes)))
         if last is not None and limit:
             yield _pause(last, rate)
-        utterance = _Utterance(session, config, request, prompt, limit)
+        utterance = Utterance(session, config, request, prompt, limit)
         for frames in _batches(utterance, sizes):
             chunk = session.decode(frames)
             codes.append(frames)
@@ -92,7 +92,7 @@ def _chunks(
         stops.add(utterance.stop_reason)
 
 
-class _Utterance:
+class Utterance:
     """One piece being spoken: gives its frames, [code groups] each, and then tells why it stopped."""
 
     def __init__(self, session: Session, config: dict[str, Any], request: Request, prompt: Prompt, limit: int) -> None:

@@ -105,6 +105,25 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return get
 
 
+@pytest.fixture(scope="session")
+def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
+    """`bundle_of("openarc")`: tiny-base in int8 in the layout of another runtime, its graphs beside the native ones."""
+    native = artifact("compress", "tiny-base")
+    artifacts = native.parents[2]
+    lock = FileLock(artifacts.parent.parent / "layouts.lock")
+
+    def get(layout: str) -> Path:
+        chosen = ("variant=tiny-base", "precision=int8", f"layout={layout}", f"artifacts={artifacts}")
+        made = paths(configuration(chosen)).bundle
+        with lock:
+            for stage in () if made.exists() else ("build", "export", "compress", "bundle"):
+                done = run_stage(stage, *chosen)
+                assert done.returncode == 0, done.stderr
+        return made
+
+    return get
+
+
 @pytest.fixture(scope="session", params=VARIANTS)
 def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_path_factory) -> Official:
     """Each variant's checkpoint with what the official package computed with it."""

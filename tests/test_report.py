@@ -112,9 +112,12 @@ def test_the_tables_hold_what_the_stages_measured(page, artifact):
 
     quality = {tuple(row[:2]): row[2:] for row in rows(page, "quality")}
     compressed = json.loads((artifact("compress", *CELLS[1]) / "report.json").read_text())["components"]["talker"]
-    score, _, gate = quality["talker.logits", "snr_db"][1].partition(" ")
-    assert float(score) == pytest.approx(compressed["closeness"]["logits"]["snr_db"], abs=0.1)
-    assert gate == f"({compressed['gate']['snr_db']})"
+    assert float(quality["talker.logits", "snr_db"][1]) == pytest.approx(
+        compressed["closeness"]["logits"]["snr_db"], 1e-3
+    )
+    score, _, gate = quality["talker", "top1"][1].partition(" ")
+    assert float(score) == pytest.approx(compressed["quality"]["top1"], abs=1e-3)
+    assert gate == f"({compressed['gate']['top1']})"
 
     timings = {row[0]: row[1:] for row in rows(page, "timings")}
     spoken = smoke_report(artifact, *CELLS[0])["devices"]["CPU"]
