@@ -19,6 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 all: setup
 	$(BIN)/dvc repro
+	$(BIN)/python -m pipeline.report
 
 # A process for each core, each with one thread: more only slow these small networks down.
 test: setup
@@ -95,5 +96,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; set PYTHON=")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: this Python has no venv; apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,release,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,build,release,dev]'
 	@touch $@

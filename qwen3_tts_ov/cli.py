@@ -1,41 +1,34 @@
-"""The command `qwen3-tts-ov`: speak from a shell, look at bundles, fetch and check them, measure.
+"""The command `qwen3-tts-ov`: speak from a shell, look at bundles, fetch and check them, measure, serve.
 
 Speech goes to files or stdout, everything for people to stderr. An error is one line and exit code 1.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from .console import outlets_for, people, pour
 from .errors import Qwen3TTSError, RequestError
 
 if TYPE_CHECKING:
-    from .audio import Player, Writer
     from .bundle import Bundle
     from .speech import Outcome, SpeechStream
     from .synthesizer import Synthesizer
     from .voice import VoicePrompt
 
 _PROMPT = ".safetensors"  # a saved voice prompt, where a recording may stand too
-_BENCH_TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while in the afternoon sun."
-
-Outlet: TypeAlias = "Writer | Player | _Stdout"
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-people = Console(stderr=True, highlight=False, soft_wrap=True)
 
 BundleArgument = Annotated[str, typer.Argument(help="A bundle's folder or Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Of a Hub bundle: a branch, tag or commit.")]
@@ -96,10 +89,10 @@ def say(
     given = {name: value for name, value in options.items() if value is not None}
     loaded = _open(bundle, revision, verify=True)
     _check_voice(loaded, voice, instruct, clone, ref_text)
-    outlets = _outlets(output, play, stream, loaded.sample_rate)
+    outlets = outlets_for(output, play, stream, loaded.sample_rate)
     synthesizer = _compile(loaded, device, properties)
     cloned = _voice_prompt(synthesizer, clone, ref_text)
-    outcome = _pour(_start(synthesizer, spoken, voice, language, instruct, cloned, given), outlets)
+    outcome = pour(_start(synthesizer, spoken, voice, language, instruct, cloned, given), outlets)
     if as_json:
         print(
             json.dumps(_summary(outcome, output), indent=2, sort_keys=True), file=sys.stderr if stream else sys.stdout
@@ -194,25 +187,59 @@ def bench(
     bundle: BundleArgument,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after one that warms up.")] = 3,
     frames: Annotated[int, typer.Option(min=2, help="Frames of 80 ms in each round, at most.")] = 64,
-    text: Annotated[str, typer.Option(help="What to say.")] = _BENCH_TEXT,
+    text: Annotated[str | None, typer.Option(help="What to say.")] = None,
     revision: Revision = None,
     device: Devices = None,
     properties: Properties = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure speed: best and median of a few rounds."""
-    synthesizer = _load(bundle, revision, device, properties)
-    outcomes = []
-    for round_ in range(rounds + 1):
-        speech = _start_any(synthesizer, text, {"seed": round_, "max_frames": frames})
-        for _ in speech:
-            pass
-        outcomes.append(speech.outcome)
-    figures = _figures(synthesizer, outcomes[1:])
+    """Measure times and memory: best and median of a few rounds, beside a plain read of as many weights."""
+    from . import bench
+
+    loaded = _open(bundle, revision, verify=True)
+    placement = _parse_devices(device or []), _parse_properties(properties or [])
+    with people.status("Measuring ..."):
+        figures = bench.measure(loaded, *placement, text or bench.TEXT, rounds, frames)
     if as_json:
         print(json.dumps(figures, indent=2, sort_keys=True))
     else:
         _print_table((name.replace("_", " "), _spell(value)) for name, value in figures.items())
+
+
+@commands.command()
+def serve(
+    bundle: BundleArgument,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    voices: Annotated[Path | None, typer.Option(help="A folder of voices saved by `voice`, to clone.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="QWEN3_TTS_API_KEY", help="What clients must send; best by environment.")
+    ] = None,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Requests served at a time, in turns without --property NUM_STREAMS.")
+    ] = 1,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are answered 503.")] = 16,
+    max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
+    revision: Revision = None,
+    device: Devices = None,
+    properties: Properties = None,
+) -> None:
+    """Serve speech over HTTP as OpenAI does: /v1/audio/speech, /v1/audio/voices, /v1/models, /health."""
+    try:
+        from . import server
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        raise RequestError(f"{missing} is missing; pip install 'qwen3-tts-ov[serve]'") from None
+
+    loaded = _open(bundle, revision, verify=True)
+    if (voices is None) == (loaded.kind == "base"):
+        raise RequestError("--voices goes with a base bundle, which speaks with nothing else")
+    prompts = None if voices is None else server.load_voices(voices)
+    if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
+        people.print(f"without an API key, whoever reaches {host} can use this server")
+    synthesizer = _compile(loaded, device, properties)
+    limits = {"slots": slots, "queue": queue, "max_characters": max_characters}
+    server.serve(server.application(synthesizer, voices=prompts, api_key=api_key, **limits), host, port)
 
 
 def _read_text(text: str | None, file: Path | None) -> str:
@@ -310,71 +337,6 @@ def _start(
     return synthesizer.stream_voice_design(text, instruct or "", language, **options)
 
 
-def _start_any(synthesizer: Synthesizer, text: str, options: Any) -> SpeechStream:
-    """A stream of any voice that the bundle has, for measuring."""
-    import numpy as np
-
-    from .voice import VoicePrompt
-
-    bundle = synthesizer.bundle
-    nobody = None
-    if bundle.kind == "base":
-        nobody = VoicePrompt(np.zeros(bundle.config["talker_config"]["hidden_size"], np.float32))
-    voice = bundle.speakers[0] if bundle.speakers else None
-    instruct = "A calm voice." if bundle.kind == "voice_design" else None
-    return _start(synthesizer, text, voice, "auto", instruct, nobody, options)
-
-
-def _outlets(output: Path | None, play: bool, stream: bool, rate: int) -> list[Outlet]:
-    """Where the speech goes, refused here if it cannot go there."""
-    from . import audio
-
-    outlets: list[Outlet] = []
-    if output is not None:
-        outlets.append(audio.Writer(output, rate))
-    if play:
-        outlets.append(audio.Player(rate))
-    if stream:
-        outlets.append(_Stdout())
-    return outlets
-
-
-def _pour(speech: SpeechStream, outlets: list[Outlet]) -> Outcome:
-    """Lets the stream run into every outlet, with progress on a terminal."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(speech)
-        opened = [stack.enter_context(outlet) for outlet in outlets]
-        for chunk in _with_progress(speech):
-            for outlet in opened:
-                outlet.write(chunk)
-    return speech.outcome
-
-
-class _Stdout(contextlib.nullcontext[Any]):
-    """Raw PCM on stdout, flushed with every chunk."""
-
-    def __enter__(self) -> _Stdout:
-        return self
-
-    def write(self, waveform: Any) -> None:
-        from .audio import pcm16
-
-        sys.stdout.buffer.write(pcm16(waveform))
-        sys.stdout.buffer.flush()
-
-
-def _with_progress(speech: SpeechStream) -> Iterator[Any]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
-        task = progress.add_task("Speaking")
-        samples = 0
-        for chunk in speech:
-            samples += len(chunk)
-            seconds, elapsed = samples / speech.sample_rate, progress.tasks[task].elapsed or 0.0
-            progress.update(task, description=f"Speaking: {seconds:.1f} s, real-time factor {elapsed / seconds:.2f}")
-            yield chunk
-
-
 def _summary(outcome: Outcome, output: Path | None) -> dict[str, Any]:
     return {
         "output": None if output is None else str(output),
@@ -389,39 +351,6 @@ def _summary(outcome: Outcome, output: Path | None) -> dict[str, Any]:
         "seconds_by_component": outcome.timings.seconds,
         "calls_by_component": outcome.timings.calls,
     }
-
-
-def _figures(synthesizer: Synthesizer, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What `bench` measured; each list of rounds as best and median."""
-
-    def both(values: Iterable[float]) -> dict[str, float]:
-        found = list(values)
-        return {"best": min(found), "median": statistics.median(found)}
-
-    per_frame = ("talker", "code_predictor", "speech_decoder")
-    return {
-        "compile_seconds": sum(synthesizer.engine.compile_seconds.values()),
-        "frames": [len(outcome.codes) for outcome in outcomes],
-        "first_audio_seconds": both(outcome.timings.first_audio for outcome in outcomes),
-        "real_time_factor": both(outcome.real_time_factor for outcome in outcomes),
-        **{
-            f"{name}_ms_a_frame": both(
-                1000 * outcome.timings.seconds[name] / len(outcome.codes) for outcome in outcomes
-            )
-            for name in per_frame
-        },
-        "peak_memory_mb": _peak_memory_mb(),
-    }
-
-
-def _peak_memory_mb() -> float | None:
-    """Of this process, in MB; None on Windows, where Python has no means to ask."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _spell(value: Any) -> str:

@@ -102,6 +102,13 @@ class Engine:
             with self._lock:
                 self._free.append(session)
 
+    def property(self, name: str, key: str) -> Any:
+        """What a compiled component says of an OpenVINO property; None where its device has no such property."""
+        try:
+            return self._compiled[name].get_property(key)
+        except RuntimeError:
+            return None
+
     def encode(self, audio: Floats) -> Codes:
         """Codes [frames, code groups] of 24 kHz audio [samples]."""
         return self._encode("speech_encoder", audio, "codes")

@@ -51,7 +51,8 @@ class Synthesizer:
     the key `default` means every other component. Compiled graphs are kept in `cache_dir`, by default
     in the user's cache so that the second start is fast; False keeps none.
 
-    Several texts are several calls: on one device they take turns, so a batch would gain nothing.
+    A batch of texts is a call for each, from as many threads as there are to be at work: they take turns on the device
+    unless it was compiled for several at once (`properties={"default": {"NUM_STREAMS": 4}}`), each then on fewer cores.
     """
 
     def __init__(

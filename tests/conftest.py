@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ STAGES = {
     "download": "checkpoint",
     "build": "model",
     "export": "ir",
+    "rollout": "rollout",
     "compress": "compressed",
     "bundle": "bundle",
     "smoke": "smoke",
@@ -69,6 +71,15 @@ def make(folder: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what another thread is about to do."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come true in 20 s")
 
 
 def new_checkout(checkout: Path) -> Path:

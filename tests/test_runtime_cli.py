@@ -136,12 +136,21 @@ def test_bundles_are_described_for_people_and_programs(run, custom_voice, voice)
 
 
 @pytest.mark.parametrize("variant", ["tiny-custom-voice", "tiny-base", "tiny-voice-design"])
-def test_bench_measures_every_kind_of_bundle(run, artifact, variant):
+def test_bench_measures_every_kind_of_bundle(run, cache, artifact, variant):
     folder = artifact("bundle", variant, "int8")
     figures = json.loads(succeed(run("bench", folder, "--rounds", 2, "--frames", 6, "--json")))
     assert len(figures["frames"]) == 2
     for name in ("talker_ms_a_frame", "code_predictor_ms_a_frame", "speech_decoder_ms_a_frame", "real_time_factor"):
         assert 0 < figures[name]["best"] <= figures[name]["median"]
+    for name in ("talker", "code_predictor"):
+        assert figures[f"{name}_weights_read_ms_a_frame"]["best"] > 0
+        assert figures["threads"][name] >= 1
+        held = (folder / f"{name}.bin").stat().st_size / 1e6
+        passes = 15 if name == "code_predictor" else 1
+        assert 0.3 * held < figures["weights_mb_a_frame"][name] < passes * held
+    assert min(figures["compile_cold_seconds"], figures["compile_warm_seconds"]) > 0
+    assert figures["peak_memory_mb"] > 50
+    assert not list((cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is gone"
     assert "real time factor" in succeed(run("bench", folder, "--rounds", 1, "--frames", 4))
 
 
@@ -152,7 +161,7 @@ def test_devices_and_properties_can_be_chosen_by_component(run, custom_voice, vo
 
 def test_help_lists_every_command(run):
     text = succeed(run())
-    for command in ("say", "voice", "voices", "languages", "devices", "info", "verify", "pull", "bench"):
+    for command in ("say", "voice", "voices", "languages", "devices", "info", "verify", "pull", "bench", "serve"):
         assert f"  {command} " in text
         assert "Usage:" in succeed(run(command, "--help"))
 

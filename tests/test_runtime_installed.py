@@ -58,6 +58,12 @@ def test_the_import_takes_under_a_second(programs, tmp_path):
     assert float(run(programs / "python", "-c", script, cwd=tmp_path)) < 1
 
 
+def test_the_server_is_an_extra_and_says_so(programs, artifact):
+    bundle = artifact("bundle", "tiny-custom-voice", "int8")
+    done = subprocess.run([programs / "qwen3-tts-ov", "serve", bundle], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: starlette is missing; pip install 'qwen3-tts-ov[serve]'\n")
+
+
 def test_it_speaks(programs, artifact, tmp_path):
     bundle = artifact("bundle", "tiny-custom-voice", "int8")
     run(programs / "qwen3-tts-ov", "say", bundle, "Hello.", "--voice", "ryan", "--max-frames", 2, cwd=tmp_path)

@@ -268,6 +268,21 @@ def test_eight_threads_with_twenty_requests_each_get_what_one_thread_gets(synthe
     assert memory[1] - memory[0] < 16e6, f"it grew: {memory}"
 
 
+def test_a_batch_may_run_at_once_on_a_device_compiled_for_several(synthesizer):
+    expected = synthesizer("custom_voice")
+    loaded = Synthesizer(expected.bundle, properties={"default": {"NUM_STREAMS": 2}}, cache_dir=False)
+    assert loaded.engine.property("talker", "NUM_STREAMS") == 2
+    assert loaded.engine.property("talker", "NO_SUCH_PROPERTY") is None
+    texts = ["One text.", "Another text.", "A third.", "And a fourth."]
+
+    def say(by: Synthesizer, text: str) -> np.ndarray:
+        return by.custom_voice(text, by.bundle.speakers[0], seed=1, max_frames=4).codes
+
+    with ThreadPoolExecutor(2) as pool:
+        for text, codes in zip(texts, pool.map(partial(say, loaded), texts), strict=True):
+            np.testing.assert_array_equal(codes, say(expected, text))
+
+
 def test_a_stream_that_is_dropped_frees_its_session(synthesizer):
     loaded = synthesizer("custom_voice")
     loaded.custom_voice(TEXT, loaded.bundle.speakers[0], max_frames=2)

@@ -1,0 +1,144 @@
+"""The report of a build, in a browser as its readers open it: sound plays, tables hold what the stages measured."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, sync_playwright
+
+from pipeline import report as html
+from tests.conftest import run_stage, until
+
+VARIANTS, PRECISIONS = ("tiny-custom-voice", "tiny-base", "tiny-voice-design"), ("fp16", "int8")
+CELLS = [(variant, precision) for variant in VARIANTS for precision in PRECISIONS]
+# Nothing that this browser starts by itself has a place in a test.
+QUIET = (
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(artifact, tmp_path_factory) -> Path:
+    """The report, moved away from what it was made of: it must need nothing beside it."""
+    folders = [artifact("smoke", *cell) for cell in CELLS]
+    done = run_stage("report", f"artifacts={folders[0].parents[2]}")
+    assert done.returncode == 0, done.stderr
+    assert "6 cells" in done.stdout
+    return shutil.move(folders[0].parents[2] / "report.html", tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def opened(report) -> Iterator[tuple[Page, list[str], list[str]]]:
+    """The report in headless Chromium without a network; what the page asked for, and what the console says."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("this machine has no Chromium; apt install chromium")
+    asked: list[str] = []
+    console: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
+        page = browser.new_context(offline=True).new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: console.append(message.text))
+        page.goto(report.as_uri())
+        yield page, asked, console
+        browser.close()
+
+
+@pytest.fixture
+def page(opened) -> Page:
+    return opened[0]
+
+
+def smoke_report(artifact, variant: str, precision: str) -> dict:
+    return json.loads((artifact("smoke", variant, precision) / "report.json").read_text())
+
+
+def rows(page: Page, table: str) -> list[list[str]]:
+    """The cells of a table's body, as they are read."""
+    lines = page.locator(f"#{table} tbody tr")
+    return [lines.nth(number).locator("td").all_inner_texts() for number in range(lines.count())]
+
+
+def test_every_cell_can_be_played_by_a_click(page, artifact):
+    players = page.locator("audio")
+    assert players.count() == len(CELLS)
+    for number, cell in enumerate(CELLS):
+        player: Locator = players.nth(number)
+        found = smoke_report(artifact, *cell)["devices"]["CPU"]
+        player.scroll_into_view_if_needed()
+        until(lambda player=player: player.evaluate("player => player.readyState") == 4)
+        assert player.evaluate("player => player.duration") == pytest.approx(found["frames"] * 0.08, abs=0.01)
+        assert player.evaluate("player => player.paused")
+        player.click(position={"x": 22, "y": player.bounding_box()["height"] / 2})  # its play button
+        until(lambda player=player: player.evaluate("player => player.currentTime") > 0.1)
+        player.evaluate("player => player.pause()")
+
+
+def test_the_page_needs_nothing_beside_it(opened, report):
+    _, asked, console = opened
+    assert asked == [report.as_uri()]
+    assert console == []
+
+
+def test_every_cell_shows_its_spectrogram(page):
+    pictures = page.locator("figure img")
+    assert pictures.count() == len(CELLS)
+    for number in range(len(CELLS)):
+        assert pictures.nth(number).evaluate("picture => picture.complete && picture.naturalWidth") > 100
+
+
+def test_the_tables_hold_what_the_stages_measured(page, artifact):
+    devices = rows(page, "devices")
+    for variant, precision in CELLS:
+        found = smoke_report(artifact, variant, precision)["devices"]
+        row = next(row for row in devices if row[:2] == [f"{variant} {precision}", "CPU"])
+        assert row[2:5] == ["passed", str(found["CPU"]["frames"]), found["CPU"]["stop_reason"]]
+        assert float(row[9]) == pytest.approx(found["CPU"]["measured"]["real_time_factor"], abs=0.01)
+        for device in (name for name, entry in found.items() if entry["status"] == "not_run"):
+            row = next(row for row in devices if row[:2] == [f"{variant} {precision}", device])
+            assert row[2] == f"not run: {found[device]['reason']}"
+
+    heads = page.locator("#sizes thead th").all_inner_texts()[1:]
+    assert heads == [f"{variant}\n{precision}" for variant, precision in CELLS]
+    sizes = {row[0]: row[1:] for row in rows(page, "sizes")}
+    for column, cell in enumerate(CELLS):
+        bundle = artifact("bundle", *cell)
+        assert float(sizes["talker"][column]) == pytest.approx((bundle / "talker.bin").stat().st_size / 1e6, abs=0.01)
+    assert sizes["speaker_encoder"][0] == "", "no component of a custom voice"
+
+    quality = {tuple(row[:2]): row[2:] for row in rows(page, "quality")}
+    compressed = json.loads((artifact("compress", *CELLS[1]) / "report.json").read_text())["components"]["talker"]
+    assert float(quality["talker.logits", "snr_db"][1]) == pytest.approx(
+        compressed["closeness"]["logits"]["snr_db"], 1e-3
+    )
+    score, _, gate = quality["talker", "top1"][1].partition(" ")
+    assert float(score) == pytest.approx(compressed["quality"]["top1"], abs=1e-3)
+    assert gate == f"({compressed['gate']['top1']})"
+
+    timings = {row[0]: row[1:] for row in rows(page, "timings")}
+    spoken = smoke_report(artifact, *CELLS[0])["devices"]["CPU"]
+    per_frame = 1000 * spoken["measured"]["seconds_by_component"]["talker"] / spoken["frames"]
+    assert float(timings["talker"][0]) == pytest.approx(per_frame, abs=0.01)
+
+
+def test_a_build_that_has_not_spoken_is_one_line(tmp_path):
+    done = run_stage("report", f"artifacts={tmp_path}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "run the stage that makes it, or `dvc repro`" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_stage_recorded_is_shown_and_never_run(artifact, tmp_path):
+    cell = artifact("smoke").parent
+    shutil.copytree(cell, tmp_path / "tiny-custom-voice/int8")
+    path = tmp_path / "tiny-custom-voice/int8/smoke/report.json"
+    recorded = json.loads(path.read_text())
+    recorded["devices"]["GPU"] = {"status": "failed", "reason": "<script>alert(1)</script>"}
+    path.write_text(json.dumps(recorded))
+    page = html.render([html.load(str(tmp_path), "tiny-custom-voice", "int8")])
+    assert "failed: &lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
