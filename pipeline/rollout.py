@@ -21,9 +21,8 @@ from transformers import Qwen2Tokenizer
 
 from pipeline import forcing
 from pipeline.forcing import JUDGED, Arrays, compiled
-from pipeline.stage import main, output, paths, read_report, report, track
-from pipeline.tone import reference_tone
-from qwen3_tts_ov import prompt
+from pipeline.stage import ROOT, main, output, paths, read_report, report, track
+from qwen3_tts_ov import audio, prompt
 from qwen3_tts_ov.engine import Codes, Floats, Session
 from qwen3_tts_ov.generation import Request, Utterance
 from qwen3_tts_ov.prompt import Prompt
@@ -41,7 +40,7 @@ def run(cfg: DictConfig) -> None:
     session = Recorder({name: graph.create_infer_request() for name, graph in graphs.items()})
     config = json.loads((where.checkpoint / "config.json").read_text(encoding="utf-8"))
     generation = json.loads((where.checkpoint / "generation_config.json").read_text(encoding="utf-8"))
-    voice = reference_voice(graphs, where.checkpoint, cfg.rollout.reference_text) if kind == "base" else None
+    voice = reference_voice(graphs, where.checkpoint, cfg.rollout) if kind == "base" else None
     plan = planner(kind, config, where.checkpoint, cfg.rollout, voice)
     known = config["talker_config"]["codec_language_id"]
     spoken = {}
@@ -65,12 +64,12 @@ def run(cfg: DictConfig) -> None:
         report(folder, {"seed": cfg.seed, "frames": cfg.rollout.frames, "texts": spoken})
 
 
-def reference_voice(graphs: Mapping[str, ov.CompiledModel], checkpoint: Path, text: str) -> VoicePrompt:
-    """A tone's voice, claimed to say `text`."""
+def reference_voice(graphs: Mapping[str, ov.CompiledModel], checkpoint: Path, said: DictConfig) -> VoicePrompt:
+    """The voice of the recording that conf/rollout names."""
     speech = json.loads((checkpoint / "speech_tokenizer/config.json").read_text(encoding="utf-8"))
-    audio = {"audio": reference_tone(speech["input_sample_rate"])[None]}
-    x_vector, codes = (graphs[name](audio)[0][0] for name in ("speaker_encoder", "speech_encoder"))
-    return VoicePrompt(x_vector, codes, text)
+    recording = {"audio": audio.load(ROOT / said.reference, speech["input_sample_rate"])[None]}
+    x_vector, codes = (graphs[name](recording)[0][0] for name in ("speaker_encoder", "speech_encoder"))
+    return VoicePrompt(x_vector, codes, said.reference_text)
 
 
 def planner(
