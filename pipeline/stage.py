@@ -44,6 +44,7 @@ class Paths:
     compressed: Path
     bundle: Path
     smoke: Path
+    score: Path
 
 
 def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
@@ -62,6 +63,7 @@ def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
         compressed=cell / own / "ir",
         bundle=cell / own / "bundle",
         smoke=cell / own / "smoke",
+        score=cell / own / "score",
     )
 
 
