@@ -10,7 +10,7 @@ has no figure to judge, fails the stage. The report is small and flat, for a man
      "not_run": {"pesq": "why", …},    figures that this kind of bundle should have and has not
      "gates": {"stoi": 0.9, …},        the figures have held them
      "versions": {"jiwer": …, …},      of the packages that judged
-     "heard": [{"wav": …, "language": …, "text": …}, …]}
+     "heard": [{"wav": …, "language": …, "text": …, "transcript": …}, …]}
 
 Words are errors in words said, for Chinese and Japanese in characters; `pipeline/scorers.py` defines every figure.
 """
@@ -95,7 +95,7 @@ def judge(
 ) -> dict[str, Any]:
     """The report's figures, of speech whose WAVs are written to `folder`. Raises GateError."""
     said = cfg.score
-    material, heard = speak(bundle, cfg, folder)
+    material = speak(bundle, cfg, folder)
     figures: dict[str, float] = {}
     not_run: dict[str, str] = {}
     for name in track(list(chosen), "score"):
@@ -115,7 +115,10 @@ def judge(
         "not_run": not_run,
         "gates": {name: gate for name, gate in gates.items() if name in figures},
         "versions": {name: version(name) for name in used},
-        "heard": heard,
+        "heard": [
+            {"wav": wav, "language": spoken.language, "text": spoken.text, "transcript": spoken.transcript}
+            for wav, spoken in material.spoken.items()
+        ],
     }
 
 
@@ -144,33 +147,32 @@ def summary(result: dict[str, Any]) -> str:
 # ---- what is heard -------------------------------------------------------------------------------------------------
 
 
-def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> tuple[Material, list[dict[str, str]]]:
+def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
     """Every sentence of a language that the bundle speaks, and its recordings through the codec and back."""
     said = cfg.score
-    synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
-    recordings = load(said, bundle.sample_rate) if bundle.kind == "base" else []
-    voices = cycle(requests(synthesizer, recordings, cfg))
-    sentences = [
-        (language, number, text)
+    sentences = {
+        f"{language}-{number}.wav": (language, text)
         for language, texts in said.texts.items()
         if language in bundle.manifest["languages"]
         for number, text in enumerate(texts, start=1)
-    ]
+    }
     if not sentences:
         known = ", ".join(bundle.manifest["languages"])
         raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {known}")
-    spoken, heard = [], []
-    for language, number, text in track(sentences, "speak"):
+    recordings = load(said, bundle.sample_rate) if bundle.kind == "base" else []
+    synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
+    voices = cycle(requests(synthesizer, recordings, cfg))
+    spoken = {}
+    for wav in track(list(sentences), "speak"):
+        language, text = sentences[wav]
         request, reference = next(voices)
         speech = request(text=text, language=language, seed=cfg.seed)
         if not speech.samples:
             raise PipelineError(f"{bundle.folder}: it said nothing for {text!r}")
-        wav = f"{language}-{number}.wav"
         speech.save(folder / wav)
-        heard.append({"wav": wav, "language": language, "text": text})
-        spoken.append(Spoken(language, text, at_rate(speech.waveform, bundle.sample_rate), reference))
+        spoken[wav] = Spoken(language, text, at_rate(speech.waveform, bundle.sample_rate), reference)
     trips = [round_trip(synthesizer, name, waveform) for name, waveform, _ in recordings]
-    return Material(spoken, trips, ROOT / Path(said.whisper).expanduser() if said.whisper else None), heard
+    return Material(spoken, trips, ROOT / Path(said.whisper).expanduser() if said.whisper else None)
 
 
 def load(said: DictConfig, rate: int) -> list[tuple[str, Floats, str | None]]:

