@@ -97,4 +97,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: this Python has no venv; apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,build,release,dev]'
+	@# For the score stage. Of Resemblyzer only the weights are used: what it asks for is large and partly broken.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps Resemblyzer
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt pesq 2>/dev/null || \
+	  echo "No pesq: it is compiled, which takes a C compiler and Python's headers. Only the score stage wants it."
 	@touch $@

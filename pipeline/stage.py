@@ -45,6 +45,7 @@ class Paths:
     compressed: Path
     bundle: Path
     smoke: Path
+    score: Path
     release: Path
 
 
@@ -65,6 +66,7 @@ def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
         compressed=cell / own / "ir",
         bundle=cell / own / "bundle",
         smoke=cell / own / "smoke",
+        score=cell / own / "score",
         release=cell / own / "release",
     )
 

