@@ -46,7 +46,21 @@ def run(cfg: DictConfig) -> None:
             }
             compare.check(name, closeness, gates[policy])
             quality.check(name, judged, gates[policy])
-        report(ir, {"components": components, "measured": measured})
+        points = [cost(name, entry, cfg) for name, entry in components.items()]
+        report(ir, {"components": components, "costs": points, "measured": measured})
+
+
+def cost(name: str, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """A component's point in the plot of size against quality, of which the first measure stands for all."""
+    measures = entry["quality"] or next(iter(entry["closeness"].values()))
+    measure, value = next(iter(measures.items()))
+    return {
+        "panel": f"{name}: {measure}",
+        "variant": cfg.variant.name,
+        "precision": cfg.precision.name,
+        "megabytes": entry["bytes"] / 1e6,
+        "quality": value,
+    }
 
 
 def by_component(precision: DictConfig, section: str, every: bool = True) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from pipeline import card
 from pipeline.layout import NATIVE, link
 from pipeline.papers import evidence, write_papers
-from pipeline.stage import ROOT, PipelineError, one_line, output, paths, read_report
+from pipeline.stage import ROOT, Paths, PipelineError, one_line, output, paths, read_report
 from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
 
 SIGNATURE = "model.sig"
@@ -55,6 +55,7 @@ def prepare(cfg: DictConfig, bundle: Bundle) -> Bundle:
     where, native = paths(cfg), paths(cfg, NATIVE)
     smoke = read_report(native.smoke)
     manifest = bundle.manifest | {"smoke": figures(smoke), "precisions": precisions(cfg, bundle)}
+    manifest |= scores(native)
     with output(where.release) as folder:
         for name in bundle.manifest["files"]:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -88,6 +89,17 @@ def figures(smoke: dict[str, Any]) -> dict[str, Any]:
         if measured:
             kept[device]["measured"] = measured
     return kept
+
+
+def scores(native: Paths) -> dict[str, Any]:
+    """What the scorers said of the bundle that smoke heard; nothing where the optional stage has not run on it."""
+    if not (native.score / "report.json").is_file():
+        return {}
+    found = read_report(native.score)
+    if found["bundle_id"] != read_manifest(native.bundle)["bundle_id"]:
+        return {}
+    kept = ("status", "reason", "device", "figures", "not_run", "gates", "versions")
+    return {"score": {key: found[key] for key in kept if key in found}}
 
 
 def precisions(cfg: DictConfig, bundle: Bundle) -> dict[str, Any]:

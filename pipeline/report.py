@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.stage import ROOT, PipelineError, configuration, main, paths, read_report
 
+# The plot is DVC's too (`dvc plots show`), which puts the points where this marker stands.
+PICTURE, POINTS = ROOT / ".dvc" / "plots" / "size_quality.json", '"<DVC_METRIC_DATA>"'
 TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 MEDIA = {".wav": "audio/wav", ".png": "image/png"}
 
@@ -64,7 +68,14 @@ def render(cells: list[Cell]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template(TEMPLATE.name)
-    return template.render(cells=cells, sizes=sizes(cells), quality=quality(cells))
+    return template.render(cells=cells, sizes=sizes(cells), quality=quality(cells), picture=Markup(picture(cells)))
+
+
+def picture(cells: list[Cell]) -> str:
+    """Size against quality by component and precision, as SVG."""
+    points = [point for cell in cells for point in cell.compress["costs"]]
+    specification = PICTURE.read_text(encoding="utf-8").replace(POINTS, json.dumps(points))
+    return vl_convert.vegalite_to_svg(specification)
 
 
 def load(artifacts: str, variant: str, precision: str) -> Cell:

@@ -36,7 +36,10 @@ def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/rollout: <split>.safetensors with arrays `<text>.<what>` (see `speak`)."""
     where = paths(cfg)
     kind = read_report(where.model)["kind"]
-    graphs = {name: compiled(where.ir / f"{name}.xml") for name in read_report(where.ir)["components"]}
+    names = [f"{name}.xml" for name in read_report(where.ir)["components"]]
+    # The largest first: a graph is in memory twice while it is compiled.
+    xmls = sorted((where.ir / name for name in names), key=lambda xml: -xml.with_suffix(".bin").stat().st_size)
+    graphs = {xml.stem: compiled(xml) for xml in xmls}
     session = Recorder({name: graph.create_infer_request() for name, graph in graphs.items()})
     config = json.loads((where.checkpoint / "config.json").read_text(encoding="utf-8"))
     generation = json.loads((where.checkpoint / "generation_config.json").read_text(encoding="utf-8"))
