@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> None:
     where = paths(cfg)
     weights, gates = by_component(cfg.precision, "weights"), by_component(cfg.precision, "gate")
     if read_report(where.checkpoint)["source"] == "synthetic":
-        gates |= by_component(cfg.precision, "synthetic", every=False)
+        gates |= by_component(cfg.precision, "synthetic")
     read_report(where.ir)
     components, measured = {}, {}
     with output(where.compressed) as ir:
@@ -63,8 +63,8 @@ def cost(name: str, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def by_component(precision: DictConfig, section: str, every: bool = True) -> dict[str, dict[str, Any]]:
-    """A section of the policy by component: for `every` one, where it has no entry of its own the default.
+def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any]]:
+    """A section of the policy by component: where one has no entry of its own, the default if the section has one.
 
     Raises PipelineError for an unknown component, in a gate also for an unknown measure.
     """
@@ -72,12 +72,14 @@ def by_component(precision: DictConfig, section: str, every: bool = True) -> dic
     where = f"conf/precision/{precision.name}.yaml: {section}"
     if unknown := sorted(set(entries) - set(COMPONENTS) - {"default"}):
         raise PipelineError(f"{where} names an unknown component {unknown[0]!r}; known: {', '.join(COMPONENTS)}")
+    if section != "synthetic" and "default" not in entries:
+        raise PipelineError(f"{where} has no default, for the components that it does not name")
     if section != "weights":
         known = (*compare.MEASURES, *quality.MEASURES)
         if unknown := sorted({measure for gate in entries.values() for measure in gate} - set(known)):
             raise PipelineError(f"{where} names an unknown measure {unknown[0]!r}; known: {', '.join(known)}")
-    named = COMPONENTS if every else entries
-    return {name: entries[name] if name in entries else entries["default"] for name in named}
+    default = dict.fromkeys(COMPONENTS, entries.pop("default")) if "default" in entries else {}
+    return default | entries
 
 
 def data_free(policy: dict[str, Any]) -> dict[str, Any]:

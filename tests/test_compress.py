@@ -85,7 +85,7 @@ def test_the_report_says_what_was_stored_how_and_how_close_it_came(artifact, pre
 
 @pytest.mark.parametrize(("name", "mode"), [("talker", "int8_sym"), ("speaker_encoder", "f16")])
 def test_another_process_writes_the_same_bytes(artifact, tmp_path: Path, name, mode):
-    alone(compress, artifact("export", VARIANT) / f"{name}.xml", tmp_path / f"{name}.xml", {"mode": mode})
+    alone(compress, artifact("export", VARIANT) / f"{name}.xml", tmp_path / f"{name}.xml", {"mode": mode}, tmp_path)
     for file in (f"{name}.xml", f"{name}.bin"):
         assert filecmp.cmp(tmp_path / file, artifact("compress", VARIANT) / file, shallow=False), file
 
@@ -94,7 +94,7 @@ def test_another_process_writes_the_same_bytes(artifact, tmp_path: Path, name, m
 def cell(artifact, tmp_path: Path) -> Path:
     """A variant of its own, with the export and the record of the shared one and an earlier result of compression."""
     shared, folder = artifact("export", VARIANT).parent, tmp_path / VARIANT
-    for stage in ("model", "ir"):
+    for stage in ("checkpoint", "model", "ir", "rollout"):
         (folder / stage).mkdir(parents=True)
         for path in (shared / stage).iterdir():
             (folder / stage / path.name).symlink_to(path)
