@@ -154,6 +154,8 @@ def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]
         "evidence": evidence(where) | ({} if cfg.layout.name == NATIVE else {cfg.layout.name: evidence(paths(cfg))}),
         "provenance": provenance(cfg),
     }
+    if "caveat" in cfg.layout:
+        manifest["caveat"] = cfg.layout.caveat
     return manifest | {"bundle_id": bundle_id(manifest)}
 
 

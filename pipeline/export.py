@@ -7,6 +7,9 @@ what a bundle holds.
 
 from __future__ import annotations
 
+import resource
+import time
+
 from omegaconf import DictConfig
 
 from pipeline.adaptors import made
@@ -26,12 +29,16 @@ def run(cfg: DictConfig) -> None:
         "source": source["source"],
         "revision": source["revision"] or "",
     }
+    start = time.perf_counter()
     components, measured = {}, {}
     with output(where.ir) as ir:
         for name in track(made(cfg.layout, kind), "export"):
             measured[name] = alone(export, name, where.checkpoint, ir, labels, cfg.layout)
             components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
             check(name, components[name], cfg.parity)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # where the graphs are compared
+        peak = max(own, *(process["peak_bytes"] for process in measured.values()))
+        measured["stage"] = {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
         report(ir, {"components": components, "gate": dict(cfg.parity), "measured": measured})
 
 

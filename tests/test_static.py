@@ -1,5 +1,6 @@
 """Graphs of fixed shapes, for NPU, proved on CPU: their caller keeps the state, and they do what stateful ones do."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,12 @@ def test_no_graph_has_a_state_or_a_shape_to_choose(folder):
         model = ov.Core().read_model(folder / f"{name}.xml")
         assert not model.is_dynamic(), name
         assert not model.get_variables(), name
+
+
+def test_the_manifest_says_that_none_has_run_on_an_npu(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["caveat"].endswith("none of them has run on an NPU yet.")
+    assert manifest["layout"] == "npu"
 
 
 @pytest.mark.parametrize("pieces", [(8, 8, 4, 1, 1), (1,) * 10, (3, 8, 2)], ids=str)
