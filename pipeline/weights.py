@@ -84,7 +84,7 @@ def to_f16(model: ov.Model, but_bf16_matrices: bool = False) -> None:
 
     bfloat16 weights of this model lose nothing to speak of: f16 has more digits and enough range for them.
     `but_bf16_matrices` leaves those that are cast before they are used. NNCF compresses them as they are stored, with
-    the same result, and a 1.7B talker then needs 4.5 GB, not 7.4. Tables are cast after; there it only knows f16.
+    the same result, and a 1.7B talker then needs 4.6 GB, not 7.4. Tables are cast after; there it only knows f16.
     """
     for node in model.get_ordered_ops():
         kind = node.get_element_type() if node.get_type_name() == "Constant" else None
