@@ -205,7 +205,7 @@ def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
 
 def evidence(where: Paths) -> dict[str, Any]:
     """What the stages before this one measured."""
-    stages = {"build": where.model, "export": where.ir, "compress": where.compressed}
+    stages = {"build": where.model, "export": where.ir, "rollout": where.rollout, "compress": where.compressed}
     return {stage: without_measured(read_report(directory)) for stage, directory in stages.items()}
 
 

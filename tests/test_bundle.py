@@ -25,7 +25,7 @@ CELL = ("variant=tiny-custom-voice", "precision=int8")
 def inputs(artifact: Callable[..., Path], tmp_path: Path) -> Paths:
     """A root of its own with everything that the bundle stage reads, free to be damaged."""
     artifact("compress")
-    for stage in ("download", "build", "export", "compress"):
+    for stage in ("download", "build", "export", "rollout", "compress"):
         source = artifact(stage)
         shutil.copytree(source, tmp_path / source.relative_to(source.parents[1 if stage != "compress" else 2]))
     return paths(configuration([*CELL, f"artifacts={tmp_path}"]))

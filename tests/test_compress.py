@@ -42,7 +42,7 @@ def test_weights_are_stored_by_the_policy_one_copy_of_each(artifact, precision, 
     assert expected * size < xml.with_suffix(".bin").stat().st_size < 1.05 * expected * size + 400_000
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_no_constant_of_any_size_stays_bfloat16(artifact, precision):
     assert 'element_type="bf16"' in (artifact("export", VARIANT) / "talker.xml").read_text()
     for xml in artifact("compress", VARIANT, precision).glob("*.xml"):
@@ -61,7 +61,7 @@ def interface(xml: Path) -> dict[str, object]:
     return ports | {"states": states, "says": model.get_rt_info(["qwen3_tts"]).value}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("name", sorted(COMPONENTS))
 def test_ports_states_and_labels_are_those_of_the_export(artifact, precision, name):
     exported = interface(artifact("export", VARIANT) / f"{name}.xml")

@@ -67,7 +67,7 @@ def export_of(artifact, precision: str | None) -> Path:
     return artifact("export", VARIANT) if precision is None else artifact("compress", VARIANT, precision)
 
 
-@pytest.mark.parametrize("precision", [None, "int8"], ids=["as stored", "int8"])
+@pytest.mark.parametrize("precision", [None, "int8", "int4"], ids=["as stored", "int8", "int4"])
 def test_each_layer_runs_as_fused_attention_with_its_cache_inside(artifact, precision):
     nodes = compiled(export_of(artifact, precision) / "talker.xml").get_runtime_model().get_ops()
     count = Counter(layer_type(node) for node in nodes)
