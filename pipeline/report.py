@@ -45,11 +45,13 @@ class Cell:
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes artifacts/report.html about every cell of params.yaml. Raises PipelineError where one was not spoken."""
+    """Writes artifacts/report.html about the cells of params.yaml that smoke has heard. Raises PipelineError for none."""
     axes = OmegaConf.load(ROOT / "params.yaml")
-    cells = [load(cfg.artifacts, variant, precision) for variant in axes.variants for precision in axes.precisions]
-    if not cells:
-        raise PipelineError("params.yaml names no variant and precision, so there is nothing to report")
+    named = [(variant, precision) for variant in axes.variants for precision in axes.precisions]
+    heard = [cell for cell in named if Path(cfg.artifacts, *cell, "smoke").is_dir()]
+    if not heard:
+        raise PipelineError(f"{cfg.artifacts}: smoke has heard no cell of params.yaml; run `dvc repro`")
+    cells = [load(cfg.artifacts, *cell) for cell in heard]
     page = render(cells)
     path = Path(cfg.artifacts, "report.html")
     partial = path.with_suffix(".part")

@@ -27,11 +27,11 @@ STAGES = {
 }
 
 
-def run_stage(stage: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m pipeline.<stage>` from the root of the checkout, as DVC does."""
+def run_stage(stage: str, *overrides: str, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m pipeline.<stage>` from the root of a checkout, as DVC does."""
     return subprocess.run(
         [sys.executable, "-m", f"pipeline.{stage}", *overrides],
-        cwd=ROOT,
+        cwd=checkout,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -102,24 +102,27 @@ def new_checkout(checkout: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`artifact("bundle", "tiny-base", "int8")`: the directory that a stage wrote, after DVC ran what is missing.
+    """`artifact("bundle", "tiny-base", "int8")`: the directory that a stage wrote, after the missing stages have run.
 
     The directories are shared by all tests, those of other test processes too; a test that changes one copies it.
+    Another process may meanwhile build another variant; test_pipeline.py shows that DVC builds the same.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    checkout, lock = shared / "checkout", FileLock(shared / "checkout.lock")
-    with lock:
+    checkout = shared / "checkout"
+    with FileLock(shared / "checkout.lock"):
         if not checkout.exists():
             new_checkout(shared / "checkout.new").rename(checkout)
 
     def get(stage: str, variant: str = "tiny-custom-voice", precision: str = "int8") -> Path:
-        overrides = (f"variant={variant}", f"precision={precision}", f"artifacts={checkout}/artifacts")
-        made: Path = getattr(paths(configuration(overrides)), STAGES[stage])
-        with lock:
-            if not made.exists():
-                by_precision = list(STAGES).index(stage) >= list(STAGES).index("compress")
-                dvc(checkout, "repro", f"{stage}@{variant}-{precision}" if by_precision else f"{stage}@{variant}")
+        cell = (f"variant={variant}", f"precision={precision}")
+        where = paths(configuration((*cell, f"artifacts={checkout}/artifacts")))
+        with FileLock(shared / f"{variant}.lock"):
+            for earlier in list(STAGES)[: list(STAGES).index(stage) + 1]:
+                if not getattr(where, STAGES[earlier]).exists():
+                    done = run_stage(earlier, *cell, checkout=checkout)
+                    assert done.returncode == 0, done.stderr
+        made: Path = getattr(where, STAGES[stage])
         return made
 
     return get

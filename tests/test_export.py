@@ -156,7 +156,7 @@ def test_weights_stay_in_the_checkpoints_dtype_one_copy_of_each(artifact, name):
 def test_another_process_writes_the_same_bytes(artifact, tmp_path: Path, name):
     checkpoint, first = artifact("download", "tiny-base"), artifact("export", "tiny-base")
     labels = ov.Core().read_model(first / f"{name}.xml").get_rt_info(["qwen3_tts"]).value
-    alone(export, name, checkpoint, tmp_path, labels)
+    alone(export, name, checkpoint, tmp_path, labels, configuration().layout)
     for file in (f"{name}.xml", f"{name}.bin"):
         assert filecmp.cmp(tmp_path / file, first / file, shallow=False), file
 

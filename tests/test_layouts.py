@@ -59,7 +59,8 @@ def test_the_bundle_holds_the_contracts_files_and_no_others(bundle_of, layout):
     beside = set(re.findall(r"[\w./]+\.(?:json|txt|xml)", text.rsplit("Beside the graphs", 1)[1]))
     assert named | beside <= found
     assert {name for name in found - beside if name.endswith(".xml")} == {f"{graph}.xml" for graph in table(layout)}
-    assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == found - {"manifest.json", "SHA256SUMS"}
+    papers = {"manifest.json", "SHA256SUMS", "bom.cdx.json", "provenance.intoto.json"}
+    assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == found - papers
 
 
 # ---- a talker and a code predictor that are told where they are ------------------------------------------------------

@@ -128,7 +128,7 @@ def test_the_tables_hold_what_the_stages_measured(page, artifact):
 def test_a_build_that_has_not_spoken_is_one_line(tmp_path):
     done = run_stage("report", f"artifacts={tmp_path}")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "run the stage that makes it, or `dvc repro`" in done.stderr
+    assert "smoke has heard no cell of params.yaml; run `dvc repro`" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
