@@ -45,7 +45,7 @@ class Cell:
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes artifacts/report.html about the cells of params.yaml that smoke has heard. Raises PipelineError for none."""
+    """Writes artifacts/report.html about what smoke has heard of params.yaml. Raises PipelineError for nothing."""
     axes = OmegaConf.load(ROOT / "params.yaml")
     named = [(variant, precision) for variant in axes.variants for precision in axes.precisions]
     heard = [cell for cell in named if Path(cfg.artifacts, *cell, "smoke").is_dir()]
