@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> None:
             components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
             check(name, components[name], cfg.parity)
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # where the graphs are compared
-        peak = max(own, *(process["peak_bytes"] for process in measured.values()))
+        peak = max([own, *(process["peak_bytes"] for process in measured.values())])
         measured["stage"] = {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
         report(ir, {"components": components, "gate": dict(cfg.parity), "measured": measured})
 

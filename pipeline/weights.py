@@ -50,15 +50,18 @@ def compress_by_nncf(model: ov.Model, name: str, policy: dict[str, Any], spoken:
         "backup_mode": nncf.BackupMode,
         "sensitivity_metric": nncf.SensitivityMetric,
         "ignored_scope": lambda scope: nncf.IgnoredScope(**scope),
-        "advanced_parameters": lambda chosen: nncf.AdvancedCompressionParameters(
-            group_size_fallback_mode=nncf.GroupSizeFallbackMode(chosen["group_size_fallback_mode"])
-        ),
+        "group_size_fallback_mode": nncf.GroupSizeFallbackMode,
+        "advanced_parameters": lambda chosen: nncf.AdvancedCompressionParameters(**typed(chosen)),
     }
+
+    def typed(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {key: kinds[key](value) if key in kinds else value for key, value in arguments.items()}
+
+    refusals = (nncf.ParameterNotSupportedError, nncf.InvalidGroupSizeError, nncf.ValidationError)
     try:
         calls = calibration_calls(model, name, spoken) if policy.pop("calibrated", False) else None
-        arguments = {key: kinds[key](value) if key in kinds else value for key, value in policy.items()}
-        return nncf.compress_weights(model, dataset=calls and nncf.Dataset(calls), **arguments)
-    except (TypeError, ValueError, nncf.ParameterNotSupportedError, nncf.InvalidGroupSizeError) as error:
+        return nncf.compress_weights(model, dataset=calls and nncf.Dataset(calls), **typed(policy))
+    except (TypeError, ValueError, *refusals) as error:
         known = ", ".join(mode.value for mode in nncf.CompressWeightsMode)
         raise PipelineError(
             f"{name}: NNCF cannot store weights by {policy}: {one_line(error)}; "

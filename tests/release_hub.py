@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 import yaml
+
+from tests.hub_double import Server
 
 TOKEN = "hf_only_for_tests"
 LARGE = re.compile(r".*\.(bin|wav)")  # what .gitattributes sends to large-file storage
@@ -149,12 +151,6 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-class Server(ThreadingHTTPServer):
-    """Says nothing about connections that a test breaks."""
-
-    def handle_error(self, *_: object) -> None: ...
 
 
 @dataclass

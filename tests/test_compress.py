@@ -134,7 +134,17 @@ def test_an_unknown_component_in_a_policy_is_refused_with_the_known_ones(cell, s
     assert_untouched(cell)
 
 
-@pytest.mark.parametrize("policy", ["mode: int9", "mode: f16, ratio: 1", "mode: int8_sym, ratio: 0.5"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mode: int9",
+        "mode: f16, ratio: 1",
+        "mode: int8_sym, ratio: 0.5",
+        "mode: int4_sym, advanced_parameters: {group_size_fallback_mode: guess}",
+        "mode: int4_sym, advanced_parameters: {unheard_of: 1}",
+        "mode: int4_sym, scale_estimation: true",
+    ],
+)
 def test_a_policy_that_nncf_refuses_is_one_line(cell, policy):
     with pytest.raises(PipelineError, match=r"^text_embedding: NNCF cannot store weights by .*the modes are f16, "):
         run(configuration(overrides(cell, f"++precision.weights.text_embedding={{{policy}}}")))
