@@ -14,15 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import soundfile
-import torch
-from qwen_tts import Qwen3TTSModel
-
 from benchmarks.side import LANGUAGE, Figures, Speak, serve
 
 
 def load(checkpoint: str, dtype: str) -> tuple[Speak, dict[str, Any]]:
     """With the attention of PyTorch (`sdpa`), the package's faster one on a CPU."""
+    # Here, where nothing that it prints on import can get among the answers.
+    import soundfile
+    import torch
+    from qwen_tts import Qwen3TTSModel
+
     tts = Qwen3TTSModel.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     seconds: defaultdict[str, float] = defaultdict(float)
     talker, codec = tts.model.talker, tts.model.speech_tokenizer
@@ -67,7 +68,7 @@ def timed(function: Callable[..., Any], seconds: defaultdict[str, float], name: 
     return call
 
 
-def time_prefill(talker: torch.nn.Module, seconds: defaultdict[str, float]) -> None:
+def time_prefill(talker: Any, seconds: defaultdict[str, float]) -> None:
     """Adds to `seconds` the time of the calls with more than one position."""
 
     def before(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
