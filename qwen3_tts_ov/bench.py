@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .engine import user_cache
-from .speech import SpeechStream
+from .speech import Outcome, SpeechStream
 from .synthesizer import Synthesizer
 from .voice import VoicePrompt
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import openvino as ov
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while in the afternoon sun."
-_COMPONENTS = ("talker", "code_predictor", "speech_decoder")
-_READ = ("talker", "code_predictor")  # those that memory bounds; the decoder's convolutions are bound by arithmetic
+COMPONENTS = ("talker", "code_predictor", "speech_decoder")
+READ = ("talker", "code_predictor")  # those that memory bounds; the decoder's convolutions are bound by arithmetic
 
 
 def measure(
@@ -49,7 +49,7 @@ def measure(
         synthesizer = Synthesizer(bundle, device, properties, cache)
         _speak(synthesizer, text, 0, frames)
         peak = peak_memory_mb()  # before there is memory that only waits to be read
-        readers = {name: _Reader(synthesizer, name) for name in _READ}
+        readers = {name: component_reader(synthesizer, name) for name in READ}
         figures: dict[str, list[float]] = {}
         for seed in range(1, rounds + 1):
             found = _speak(synthesizer, text, seed, frames)
@@ -79,6 +79,14 @@ def start_any(synthesizer: Synthesizer, text: str, **options: Any) -> SpeechStre
     return synthesizer.stream_clone(text, nobody, **options)
 
 
+def ms_a_frame(outcome: Outcome) -> dict[str, float]:
+    """Milliseconds of each component for a frame; the talker's prefill, which comes once, stands for itself."""
+    seconds, calls = outcome.timings.seconds, outcome.timings.calls
+    spoken = {"talker": calls.get("talker", 0), "code_predictor": len(outcome.codes), "speech_decoder": len(outcome.codes)}
+    found = {f"{name}_ms_a_frame": 1000 * seconds.get(name, 0.0) / max(1, spoken[name]) for name in COMPONENTS}
+    return {"prefill_ms": 1000 * seconds["prefill"]} | found
+
+
 def peak_memory_mb() -> float | None:
     """Of this process, in MB; None on Windows, where Python has no means to ask."""
     try:
@@ -103,25 +111,24 @@ def _speak(synthesizer: Synthesizer, text: str, seed: int, frames: int) -> dict[
         "frames": spoken,
         "first_audio_seconds": outcome.timings.first_audio,
         "real_time_factor": outcome.real_time_factor,
-        **{f"{name}_ms_a_frame": 1000 * outcome.timings.seconds[name] / spoken for name in _COMPONENTS},
+        **ms_a_frame(outcome),
     }
 
 
-class _Reader:
-    """Reads as many bytes as one infer call of a component reads weights, on as many threads."""
+class WeightReader:
+    """Reads as many bytes as one infer call reads weights (`weight_reads` of its graph), on `threads` threads."""
 
-    def __init__(self, synthesizer: Synthesizer, name: str) -> None:
-        manifest = synthesizer.bundle.manifest["components"]
-        sizes = weight_reads(synthesizer.bundle.path(manifest[name]["xml"]))
-        self.size, held = sum(size * times for size, times in sizes), sum(size for size, _ in sizes)
-        self.threads = int(synthesizer.engine.property(name, "INFERENCE_NUM_THREADS") or 1)
-        self._pool = ThreadPoolExecutor(self.threads)
-        # Weights that are read several times are memory that is read several times.
-        words = np.zeros(max(1, held // 8), np.int64)
-        self._parts = np.array_split(words, self.threads)
+    def __init__(self, reads: list[tuple[int, int]], threads: int) -> None:
+        self.size, held = sum(size * times for size, times in reads), sum(size for size, _ in reads)
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        # Weights that are read several times are memory that is read several times. Ones: untouched zeros would all
+        # be one page of the system's, and come from the processor's cache.
+        self._parts = np.array_split(np.ones(max(1, held // 8), np.int64), threads)
         self._times = self.size / max(1, held)
 
     def seconds(self) -> float:
+        """How long one reading takes."""
         start = time.perf_counter()
         list(self._pool.map(self._read, self._parts))
         return time.perf_counter() - start
@@ -131,6 +138,13 @@ class _Reader:
         for _ in range(int(whole)):
             words.max(initial=0)
         words[: int(rest * len(words))].max(initial=0)
+
+
+def component_reader(synthesizer: Synthesizer, name: str) -> WeightReader:
+    """A reader of as many bytes as a component's weights, on as many threads as the component has."""
+    xml = synthesizer.bundle.path(synthesizer.bundle.manifest["components"][name]["xml"])
+    threads = int(synthesizer.engine.property(name, "INFERENCE_NUM_THREADS") or 1)
+    return WeightReader(weight_reads(xml), threads)
 
 
 def weight_reads(xml: Path) -> list[tuple[int, int]]:

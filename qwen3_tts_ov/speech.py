@@ -21,7 +21,7 @@ class Timings:
 
     first_audio: float  # from the request to the first chunk
     total: float
-    seconds: dict[str, float]  # by component
+    seconds: dict[str, float]  # by component; the talker's first call, with the prompt, as `prefill`
     calls: dict[str, int]  # infer calls by component
 
 

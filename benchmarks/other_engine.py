@@ -1,0 +1,72 @@
+"""Side: the C engine of github.com/gabriele-mastrapasqua/qwen3-tts, on the same checkpoint.
+
+    python -m benchmarks.other_engine ENGINE CHECKPOINT int8|int4
+
+ENGINE is its checkout with the program `qwen_tts` in it, built there by
+`make blas SIMD=avx512bf16 EXTRA_CFLAGS=-I/usr/include/$(gcc -print-multiarch)`; SIMD is avx512vnni, avx512 or auto on
+processors without. Its server prints no times, so every utterance is a process of its own; what it took to load is
+not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.side import LANGUAGE, Figures, SideError, Speak, serve
+
+# As its own notes advise for few cores: workers that wait for their next piece awake, audio decoded after the codes.
+ENVIRONMENT = {"QWEN_POOL_SPIN": "200000", "QWEN_NO_OVERLAP": "1"}
+_TIMES = {
+    "prefill": r"Prefill: (\d+) ms",
+    "frames": r"Generated (\d+) frames",
+    "talker": r"Talker step: (\d+) ms",
+    "code_predictor": r"Code Predictor: (\d+) ms",
+    "embed": r"Embed: (\d+) ms",
+    "head": r"Codec head\+sampling: (\d+) ms",
+    "speech_decoder": r"Speech decoder: (\d+) ms",
+}
+
+
+def read_times(log: str) -> Figures:
+    """The figures of one utterance from what the engine prints: the talker's with its head and tables, as ours."""
+    found = {name: re.search(pattern, log) for name, pattern in _TIMES.items()}
+    if missing := [name for name, match in found.items() if match is None]:
+        raise SideError(f"the engine tells no {', '.join(missing)}; it said: {log.strip()[-200:]}")
+    times = {name: float(match.group(1)) for name, match in found.items() if match}
+    frames, prefill = times.pop("frames"), times["prefill"]
+    return {
+        "seconds": sum(times.values()) / 1000,
+        "frames": frames,
+        "prefill_ms": prefill,
+        "talker_ms_a_frame": (times["talker"] + times["embed"] + times["head"]) / frames,
+        "code_predictor_ms_a_frame": times["code_predictor"] / frames,
+        "speech_decoder_ms_a_frame": times["speech_decoder"] / frames,
+    }
+
+
+def load(engine: str, checkpoint: str, precision: str) -> tuple[Speak, dict[str, Any]]:
+    program, threads = Path(engine, "qwen_tts"), str(len(os.sched_getaffinity(0)))
+    if not program.is_file():
+        raise SideError(f"{program}: there is no such program; build the engine there, benchmarks/other_engine.py says how")
+    speaker = next(iter(json.loads(Path(checkpoint, "config.json").read_text())["talker_config"]["spk_id"]))
+    wav = Path(tempfile.mkdtemp(), "speech.wav")
+    command = [program, "-d", checkpoint, f"--{precision}", "-j", threads, "-s", speaker, "-l", LANGUAGE, "-o", wav]
+
+    def speak(text: str, seed: int, frames: int) -> Figures:
+        asked = ["-t", text, "--seed", str(seed), "-m", str(frames)]
+        environment = os.environ | ENVIRONMENT
+        done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, check=False)
+        return read_times(done.stderr)
+
+    return speak, {"precision": precision, "threads": int(threads)}
+
+
+if __name__ == "__main__":
+    serve(lambda: load(*sys.argv[1:]))

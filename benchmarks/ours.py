@@ -1,0 +1,51 @@
+"""Side: this project's runtime with a bundle.
+
+python -m benchmarks.ours BUNDLE
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.side import LANGUAGE, Figures, Speak, serve
+from qwen3_tts_ov import Bundle, Synthesizer
+from qwen3_tts_ov.bench import READ, component_reader, ms_a_frame
+
+
+def load(folder: str) -> tuple[Speak, dict[str, Any]]:
+    bundle = Bundle.load(folder)
+    start = time.perf_counter()
+    synthesizer = Synthesizer(bundle)
+    loaded = time.perf_counter() - start
+    wav = Path(tempfile.mkdtemp(), "speech.wav")
+    voice = bundle.speakers[0]
+
+    def speak(text: str, seed: int, frames: int) -> Figures:
+        start = time.perf_counter()
+        speech = synthesizer.custom_voice(text, voice, LANGUAGE, seed=seed, max_frames=frames)
+        speech.save(wav)
+        seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        with synthesizer.stream_custom_voice(text, voice, LANGUAGE, seed=seed, max_frames=frames) as stream:
+            next(stream)
+        first_audio = time.perf_counter() - start
+        spoken = {"seconds": seconds, "frames": len(speech.codes), "first_audio_ms": 1000 * first_audio}
+        return spoken | ms_a_frame(speech)
+
+    readers = {name: component_reader(synthesizer, name) for name in READ}
+    return speak, {
+        "bundle": bundle.manifest["bundle_id"],
+        "variant": bundle.manifest["variant"],
+        "precision": bundle.manifest["precision"],
+        "load_seconds": loaded,
+        "weight_bytes_a_frame": {name: reader.size for name, reader in readers.items()},
+        "threads": {name: reader.threads for name, reader in readers.items()},
+    }
+
+
+if __name__ == "__main__":
+    serve(lambda: load(sys.argv[1]))

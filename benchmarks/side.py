@@ -1,0 +1,99 @@
+"""A side of a comparison: a process that loads once, then speaks when it is asked, one JSON line for another.
+
+A worker imports nothing but the standard library from here, so that it can run in another environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+Figures = dict[str, float]
+Speak = Callable[..., Figures]
+
+# A text of ten words for each round, so that no side is helped by having heard it before.
+TEXTS = (
+    "The quick brown fox jumps over the lazy sleeping dog.",
+    "Nobody in the village could say who had seen it.",
+    "Every morning she walks along the river to the market.",
+    "After the long winter, the children finally played outside again.",
+    "Please leave your wet umbrella by the door before entering.",
+    "His letter arrived on Tuesday with a rather strange stamp.",
+    "Seven small boats came back to the harbour before dark.",
+)
+LANGUAGE = "english"
+
+
+class SideError(Exception):
+    """A side that cannot run here; the message says why."""
+
+
+class Side:
+    """The parent's end of a worker. Raises SideError when the worker cannot start or stops."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        # What would let idle threads spin through another side's turn.
+        inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
+        self._command = command
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=inherited | dict(environment or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about = self._read()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def speak(self, text: str, seed: int, frames: int) -> Figures:
+        """What one utterance of exactly `frames` frames took, unless it ended by itself."""
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps({"text": text, "seed": seed, "frames": frames}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # reading says what became of it
+        return self._read()
+
+    def close(self) -> None:
+        """Ends the worker, which ends with its stdin and then ends what it has started."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SideError(f"{' '.join(self._command[:4])} …: it ended with exit code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            self.close()
+            raise SideError(answer["error"])
+        return answer
+
+
+def serve(load: Callable[[], tuple[Speak, dict[str, Any]]]) -> None:
+    """The worker's end: loads, says what it is, and answers until stdin ends. Only answers go to stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print there
+
+    def answer(data: Mapping[str, Any]) -> None:
+        print(json.dumps(data), file=answers, flush=True)
+
+    try:
+        speak, about = load()
+        answer(about)
+        for line in sys.stdin:
+            answer(speak(**json.loads(line)))
+    except (SideError, OSError) as error:
+        answer({"error": str(error)})
