@@ -6,6 +6,7 @@
 # make cell   builds one cell: VARIANT=, PRECISION=, LAYOUTS= of other runtimes; REMOTE= shares artifacts through DVC
 # make publish releases that cell: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
 # make summary prints what is built as a table in Markdown
+# make bench  builds synthetic bundles of full size and lets them speak in turns with other engines; ENGINE=, ROUNDS=
 # make workflows checks the workflows of GitHub Actions, with actionlint
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 # The stages call `python`.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: all setup test lint parity golden only cell publish summary workflows
+.PHONY: all setup test lint parity golden only cell publish summary bench workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -84,6 +85,22 @@ publish: setup
 
 summary: setup
 	@$(BIN)/python -m pipeline.summary
+
+# The cells of the benchmark are not those of params.yaml, which is put back.
+BENCH = synthetic-0.6b-custom-voice synthetic-1.7b-custom-voice
+ENGINE ?= build/engine
+ROUNDS ?= 7
+
+bench: setup
+	mkdir -p build && cp params.yaml build/params.yaml.before
+	$(MAKE) only VARIANT="$(BENCH)" PRECISION="int8 int4" LAYOUTS=openarc
+	$(BIN)/dvc repro $(foreach variant,$(BENCH),bundle@$(variant)-int8) \
+	  bundle@$(firstword $(BENCH))-int4 layout_bundle@openarc-$(firstword $(BENCH))-int8; \
+	  status=$$?; mv build/params.yaml.before params.yaml; exit $$status
+	for size in 0.6b 1.7b; do \
+	  $(BIN)/python -m benchmarks.compare $$size --rounds $(ROUNDS) --engine $(ENGINE) --reference $(REFERENCE) && \
+	  $(BIN)/python -m benchmarks.table build/bench/$$size.json || exit 1; \
+	done
 
 workflows:
 	actionlint

@@ -125,7 +125,8 @@ class TestEveryMode:
         calls = speech.timings.calls
         frames = len(speech.codes)
         assert calls["code_predictor"] == frames
-        assert calls["talker"] == frames + (speech.stop_reason == "eos"), "one prefill, then one step between frames"
+        assert calls["prefill"] == 1
+        assert calls["talker"] == frames - 1 + (speech.stop_reason == "eos"), "one step between frames"
         assert calls["text_embedding"] == 1, "all text rows are looked up at once"
 
     def test_the_frame_limit_stops_speech_and_says_so(self, modes, mode):
