@@ -1,0 +1,103 @@
+"""node: makes this machine a node of a fleet; and what nodes offer and groups need.
+
+    python -m pipeline.node                           the first machine; prints the address for the others
+    python -m pipeline.node address=192.0.2.1:6379    every other one
+
+Ray asks every connection for the token in ~/.ray/auth_token (or RAY_AUTH_TOKEN), which all machines of a cluster share.
+"""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline import synthetic, tensors
+from pipeline.plan import Group
+from pipeline.stage import PipelineError, configuration, main
+from qwen3_tts_ov.engine import devices
+
+GB = 1e9
+
+
+def scratch_root() -> Path:
+    """Where this user's nodes put their checkouts; TMPDIR moves it to a larger disk."""
+    return Path(tempfile.gettempdir(), f"qwen3-tts-fleet-{os.getuid()}")
+
+
+def offers() -> dict[str, float]:
+    """What this machine has beside what Ray counts itself: GB of free disk for checkouts, and Intel's devices."""
+    present = {device.partition(".")[0] for device in devices()} - {"CPU"}
+    disk = shutil.disk_usage(scratch_root().parent).free / GB
+    return {"disk": float(int(disk)), **dict.fromkeys(map(resource, sorted(present)), 1.0)}
+
+
+def resource(device: str) -> str:
+    """The name of a device among the resources of Ray, which knows cards of its own as GPU."""
+    return f"intel_{device.lower()}"
+
+
+def wanted(device: DictConfig, nodes: list[dict[str, float]]) -> list[str]:
+    """The devices that smoke needs a node for: the required ones, and with them what optional ones one node has."""
+    found = [name for name in device.required if name != "CPU"]
+    for name in device.optional:
+        if any(all(resource(each) in node for each in [*found, name]) for node in nodes):
+            found.append(name)
+    return found
+
+
+def needs(group: Group, command: str, cpus: int, smoke_on: list[str]) -> dict[str, Any]:
+    """What Ray must find free on a node for a group, as options of a task; `command` is that of one of its stages.
+
+    Memory by what was measured at 0.6B and 1.7B: some for the programs, and in proportion to the weights.
+    """
+    cfg = configuration(re.findall(r"\b(?:variant|precision|layout)=\S+", command))
+    total, largest = weights(cfg.variant)
+    cell = "precision=" in command
+    calibrated = cell and any(policy.get("calibrated") for policy in cfg.precision.weights.values())
+    memory = 1.0 * GB + (3.2 if calibrated else 2.2) * largest
+    devices_needed = smoke_on if any(name.startswith("smoke@") for name in group.stages) else []
+    return {
+        "num_cpus": cpus,
+        "memory": int(memory),
+        "resources": {"disk": (4 if cell else 2.5) * total / GB, **{resource(name): 1.0 for name in devices_needed}},
+    }
+
+
+def weights(variant: DictConfig) -> tuple[float, float]:
+    """Bytes of a checkpoint, and of its largest network, from its configuration; nothing is downloaded for it."""
+    if variant.source == "local":
+        folder = Path(variant.path)
+        config, speech = (
+            synthetic.read_json(folder / name) for name in ("config.json", "speech_tokenizer/config.json")
+        )
+    else:
+        own: list[Any] = [
+            OmegaConf.to_container(variant.get(key) or OmegaConf.create()) for key in ("config", "speech_tokenizer")
+        ]
+        config, speech = synthetic.configurations(variant.size, variant.kind, *own)
+    networks: Counter[str] = Counter()
+    for tensor in tensors.model(config):
+        part = next((part for part in ("code_predictor", "text_") if part in tensor.name), "talker")
+        networks[part] += tensor.elements * synthetic.BYTES["BF16"]
+    return float(synthetic.size(config, speech)), float(max(networks.values()))
+
+
+def run(cfg: DictConfig) -> None:
+    """Becomes `ray start`, which stays until it is stopped."""
+    place = [f"--address={cfg.address}"] if cfg.address else ["--head", "--port=6379", "--include-dashboard=false"]
+    program = Path(sys.executable).with_name("ray")
+    if not program.exists():
+        raise PipelineError("Ray is not installed; pip install -c constraints.txt -e '.[fleet]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.execv(program, ["ray", "start", *place, f"--resources={dumps(offers())}", "--block"])
+
+
+if __name__ == "__main__":
+    main(run)
