@@ -29,14 +29,11 @@ from rich.console import Console
 
 from pipeline.group import Built, patiently, remote
 from pipeline.node import needs, offers, wanted
-from pipeline.plan import Group, Plan, read_lock, write_lock
+from pipeline.plan import Group, Plan, Settings, meeting_place, read_lock, write_lock
 from pipeline.progress import Progress
 from pipeline.stage import ROOT, PipelineError, main, one_line, write_json
 
-# What of a remote's settings goes to the nodes. Secrets stay: a node has its own, in ~/.aws or its environment.
-SETTINGS = ("url", "endpointurl", "region", "profile", "user", "port")
 REPORT = Path("build/fleet.json")
-Settings = dict[str, dict[str, Any]]
 
 
 def run(cfg: DictConfig) -> None:
@@ -100,7 +97,7 @@ class Fleet:
             return self.fail(group, f"not built without {lacking[0]}")
         if not self.insist("look-up", lambda: self.plan.stale(group.stages)):
             return self.progress.tell(group.name, "", "made elsewhere")
-        options = needs(group, str(self.plan.stages[group.stages[0]].cmd), self.cfg.fleet.cpus, smoke_on)
+        options = needs(group, self.plan.overrides(group.stages[0]), self.cfg.fleet.cpus, smoke_on)
         if not any(fits(options, node["Resources"]) for node in ray.nodes() if node["Alive"]):
             return self.fail(group, f"no node has {describe(options)}")
         known = {name: self.plan.lock[name] for name in self.plan.closure(group.stages) if name in self.plan.lock}
@@ -145,23 +142,8 @@ class Fleet:
         """Puts the outputs of cells under artifacts/; where no remote is between, those of all stages."""
         if "cache" in self.settings:
             remote(ROOT, "checkout", *names)
-        elif cells := [name for name in names if "precision=" in str(self.plan.stages[name].cmd)]:
+        elif cells := [name for name in names if self.plan.is_cell(name)]:
             self.insist("pull", lambda: remote(ROOT, "pull", *cells))
-
-
-def meeting_place(cfg: DictConfig) -> Settings:
-    """The default remote of DVC as the nodes get it; on one machine without a remote, this checkout's cache is it."""
-    repo = Repo(str(ROOT))
-    name = repo.config["core"].get("remote")
-    if name:
-        remote = repo.config["remote"][name]
-        return {"core": {"remote": name}, "remote": {name: {key: remote[key] for key in SETTINGS if key in remote}}}
-    if cfg.address:
-        raise PipelineError(
-            "a cluster meets in a DVC remote and there is none; dvc remote add --local --default NAME URL"
-        )
-    cache = repo.cache.local_cache_dir
-    return {"core": {"remote": "cache"}, "remote": {"cache": {"url": cache}}, "cache": {"dir": cache}}
 
 
 @contextmanager
@@ -241,7 +223,6 @@ def write_report(fleet: Fleet, names: list[str], stale: list[str], seconds: floa
     write_json(
         ROOT / REPORT,
         {
-            "cells": fleet.cfg.cells,
             "stages": len(names),
             "stale": len(stale),
             "ran": sorted(ran),

@@ -20,11 +20,12 @@ from typing import TypeVar
 from dvc.repo import Repo
 from omegaconf import DictConfig
 
-from pipeline.plan import Entries, Plan, read_lock, write_lock
-from pipeline.stage import PipelineError, main, one_line
+from pipeline.plan import Entries, Plan, meeting_place, read_lock, write_lock
+from pipeline.stage import ROOT, PipelineError, main, one_line
 
 Value = TypeVar("Value")
 Tell = Callable[[str], None]  # called with what is going on, a few words
+FIGURES = {"bundle": "manifest.json", "smoke": "report.json"}
 LONGEST_PAUSE = 15  # seconds between two tries of a remote
 
 
@@ -137,7 +138,22 @@ def environment() -> dict[str, str]:
 
 
 def run(cfg: DictConfig) -> None:
-    """Builds the groups whose names match `cells`, one after the other, in this checkout."""
+    """Builds in this checkout what is stale of `cells`, fetches the rest, and the figures of their variants' others."""
+    if "cache" in meeting_place(cfg):
+        raise PipelineError("there is no DVC remote to share with; dvc repro builds without one")
+    plan = Plan(Repo(str(ROOT)), read_lock(ROOT))
+    names = plan.select(cfg.cells)
+    for group in plan.groups(names).values():
+        built = build(ROOT, group.stages, read_lock(ROOT), cfg.fleet.patience, lambda what: print(what, flush=True))
+        if built.error:
+            raise PipelineError(built.error)
+    wanted = [name for name in names if plan.is_cell(name)]
+    if wanted:  # a card compares with every other cell: their figures
+        plan.stale(plan.stages)
+        for name in plan.settled - set(names):
+            if figures := FIGURES.get(name.partition("@")[0]):
+                wanted.append(f"{plan.stages[name].outs[0].def_path}/{figures}")
+        patiently("pull", lambda: remote(ROOT, "pull", *wanted), cfg.fleet.patience, print, [])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Ray asks every connection for the token in ~/.ray/auth_token (or RAY_AUTH_TOKEN)
 """
 
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -52,14 +51,14 @@ def wanted(device: DictConfig, nodes: list[dict[str, float]]) -> list[str]:
     return found
 
 
-def needs(group: Group, command: str, cpus: int, smoke_on: list[str]) -> dict[str, Any]:
-    """What Ray must find free on a node for a group, as options of a task; `command` is that of one of its stages.
+def needs(group: Group, overrides: dict[str, str], cpus: int, smoke_on: list[str]) -> dict[str, Any]:
+    """What Ray must find free on a node for a group, as options of a task; `overrides` are those of its stages.
 
     Memory by what was measured at 0.6B and 1.7B: some for the programs, and in proportion to the weights.
     """
-    cfg = configuration(re.findall(r"\b(?:variant|precision|layout)=\S+", command))
+    cfg = configuration([f"{key}={value}" for key, value in overrides.items()])
     total, largest = weights(cfg.variant)
-    cell = "precision=" in command
+    cell = "precision" in overrides
     calibrated = cell and any(policy.get("calibrated") for policy in cfg.precision.weights.values())
     memory = 1.0 * GB + (3.2 if calibrated else 2.2) * largest
     devices_needed = smoke_on if any(name.startswith("smoke@") for name in group.stages) else []

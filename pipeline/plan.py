@@ -6,6 +6,8 @@ all but the outputs. (DVC's leaves out stages whose outputs `persist`.) So the b
 one place, and nothing that any machine shared is built again. To plan, no blob is moved but the listing of a directory.
 """
 
+import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +22,14 @@ from dvc.utils import dict_sha256
 from dvc.utils.serialize import YAMLFileCorruptedError, dump_yaml, load_yaml, parse_yaml
 from omegaconf import DictConfig
 
-from pipeline.stage import PipelineError, main
+from pipeline.stage import ROOT, PipelineError, main
 
 LOCK = "dvc.lock"
 Entry = dict[str, Any]
 Entries = dict[str, Entry]
+Settings = dict[str, dict[str, Any]]  # of .dvc/config
+# What of a remote's settings goes to other machines. Secrets stay: each has its own, in ~/.aws or its environment.
+SETTINGS = ("url", "endpointurl", "region", "profile", "user", "port")
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,18 @@ class Plan:
             visit(name)
         return list(ordered)
 
-    def select(self, cells: str) -> list[str]:
-        """The stages of the cells that a pattern names, with all that they need. Raises PipelineError for none."""
-        named = [name for name in self.stages if fnmatchcase(name.partition("@")[2], cells)]
+    def overrides(self, name: str) -> dict[str, str]:
+        """What a stage's command hands to Hydra: its variant, and where they decide, its precision and layout."""
+        return dict(re.findall(r"\b(variant|precision|layout)=(\S+)", str(self.stages[name].cmd)))
+
+    def is_cell(self, name: str) -> bool:
+        """Whether a stage belongs to one precision; what others make is shared by all precisions of a variant."""
+        return "precision" in self.overrides(name)
+
+    def select(self, cells: str | Sequence[str]) -> list[str]:
+        """The stages of the cells that a pattern or several name, with all they need. Raises PipelineError for none."""
+        patterns = [cells] if isinstance(cells, str) else cells
+        named = [name for name in self.stages if any(fnmatchcase(name.partition("@")[2], each) for each in patterns)]
         if not named:
             known = sorted({name.partition("@")[2] for name in self.stages})
             raise PipelineError(f"cells={cells} names nothing; there are {', '.join(known)}")
@@ -188,8 +202,32 @@ def write_lock(root: Path, entries: Entries) -> None:
     partial.replace(root / LOCK)
 
 
+def meeting_place(cfg: DictConfig) -> Settings:
+    """The default remote of DVC as other machines get it; without one, this checkout's cache, which they cannot see."""
+    repo = Repo(str(ROOT))
+    if name := repo.config["core"].get("remote"):
+        remote = repo.config["remote"][name]
+        return {"core": {"remote": name}, "remote": {name: {key: remote[key] for key in SETTINGS if key in remote}}}
+    if cfg.address:
+        raise PipelineError("no DVC remote for the cluster to meet in; dvc remote add --local --default NAME URL")
+    cache = repo.cache.local_cache_dir
+    return {"core": {"remote": "cache"}, "remote": {"cache": {"url": cache}}, "cache": {"dir": cache}}
+
+
 def run(cfg: DictConfig) -> None:
-    """Prints the stale cells of `cells` for the workflows: what variants share, then what each cell adds."""
+    """Prints lines for $GITHUB_OUTPUT: variants of which shared stages are stale, other stale cells, the axes of all."""
+    plan = Plan(Repo(str(ROOT), config=meeting_place(cfg)), read_lock(ROOT))
+    chosen = [plan.overrides(name) for name in plan.stale(plan.select(cfg.cells))]
+    axes = load_yaml(ROOT / "params.yaml")
+    lines = {
+        "shared": list(dict.fromkeys(each["variant"] for each in chosen if "precision" not in each)),
+        "cells": list(
+            dict.fromkeys("-".join([each["variant"], each["precision"]]) for each in chosen if "precision" in each)
+        ),
+        "matrix": {"variant": axes["variants"], "precision": axes["precisions"]},
+    }
+    for key, value in lines.items():
+        print(f"{key}={json.dumps(value)}")
 
 
 if __name__ == "__main__":

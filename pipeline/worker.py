@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from dvc.config import Config
@@ -16,10 +15,8 @@ from ray.util.queue import Queue
 
 from pipeline.group import Built, build
 from pipeline.node import scratch_root
-from pipeline.plan import Entries
+from pipeline.plan import Entries, Settings
 from pipeline.stage import ROOT, PipelineError, one_line
-
-Settings = dict[str, dict[str, Any]]  # of .dvc/config
 
 
 def work(name: str, stages: Sequence[str], lock: Entries, settings: Settings, patience: float, events: Queue) -> Built:

@@ -1,4 +1,4 @@
-"""What a fleet promises, shown at the real parts: S3 on loopback, a Ray cluster of three nodes, every stage (`make prove`).
+"""What a fleet promises, shown by the real parts: S3 on loopback, Ray on three nodes, the stages (`make prove`).
 
 It takes a quarter of an hour on two cores and so is no part of `make test`, which finds only files named test_*.py.
 """
@@ -6,20 +6,19 @@ It takes a quarter of an hour on two cores and so is no part of `make test`, whi
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.bundle import fingerprint, list_files, without_measured
-from tests.conftest import dvc, new_checkout
+from pipeline.plan import read_lock
+from tests.conftest import dvc, make, new_checkout
 
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -30,15 +29,13 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
 }
 
-import boto3  # noqa: E402
-import ray  # noqa: E402
-from moto.server import ThreadedMotoServer  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
+import boto3
+from moto.server import ThreadedMotoServer
+from ray.cluster_utils import Cluster
 
 PORT = 5055
 ENDPOINT = f"http://127.0.0.1:{PORT}"
 NODE = {"num_cpus": 1, "memory": 4 * 10**9, "resources": {"disk": 20}}
-MACHINE_FIGURES = ("SHA256SUMS", "provenance.intoto.json")  # hash the manifest, which tells commits apart
 
 
 @pytest.fixture
@@ -71,11 +68,15 @@ def checkout(s3, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory) -> Path:
-    """The checkout in which plain `dvc repro` built the whole matrix."""
+def plain(tmp_path_factory) -> Callable[[str], Path]:
+    """`plain("tiny-base-*")`: a checkout in which plain `dvc repro` has built such cells."""
     checkout = new_checkout(tmp_path_factory.mktemp("plain") / "repository")
-    dvc(checkout, "repro")
-    return checkout
+
+    def get(cells: str) -> Path:
+        dvc(checkout, "repro", "--glob", f"smoke@{cells}", f"score@{cells}")
+        return checkout
+
+    return get
 
 
 def with_remote(checkout: Path) -> Path:
@@ -115,34 +116,97 @@ class Fleet:
         return json.loads((self.checkout / "build/fleet.json").read_text())
 
 
-def assert_same(built: Path, plain: Path, folders: list[str]) -> None:
-    """Every file of these folders has the same hash, reports but for times and memory."""
+def assert_same(built: Path, expected: Path) -> None:
+    """Every file that the stages of `built` made has the same hash; reports say the same but for times and memory."""
     compared = 0
-    for folder in folders:
-        made, expected = built / "artifacts" / folder, plain / "artifacts" / folder
-        assert list_files(made) == list_files(expected), folder
-        for name in list_files(made):
-            compared += 1
-            if name == "report.json":
-                first, second = (without_measured(json.loads((root / name).read_text())) for root in (made, expected))
-                assert first == second, f"{folder}/{name}"
-            else:
-                assert fingerprint(made / name) == fingerprint(expected / name), f"{folder}/{name}"
+    for stage, entry in read_lock(built).items():
+        for out in entry["outs"]:
+            mine, other = built / out["path"], expected / out["path"]
+            assert list_files(mine) == list_files(other), stage
+            for name in list_files(mine):
+                compared += 1
+                if name == "report.json":
+                    first, second = (without_measured(json.loads((root / name).read_text())) for root in (mine, other))
+                    assert first == second, f"{stage}: {name}"
+                else:
+                    assert fingerprint(mine / name) == fingerprint(other / name), f"{stage}: {name}"
+    assert compared
     print(f"{compared} files are the same")
 
 
-def outputs(checkout: Path, cells: str = "") -> list[str]:
-    """What the stages of dvc.lock made, under artifacts/."""
-    lock = dvc(checkout, "ls", ".", "--dvc-only", "--recursive", "artifacts") if False else ""
-    del lock
-    import yaml
-
-    stages = yaml.safe_load((checkout / "dvc.lock").read_text())["stages"]
-    paths = [out["path"] for name, entry in stages.items() if cells in name for out in entry["outs"]]
-    return [path.removeprefix("artifacts/") for path in paths]
-
-
-def runs() -> Counter[str]:
-    """How often each stage ran on any node of the last cluster, by what DVC said there."""
-    logs = Path("/tmp/ray/session_latest/logs").glob("worker-*.out")
+def runs(cluster: Cluster) -> Counter[str]:
+    """How often each stage ran on any node, by what DVC said there."""
+    logs = Path(cluster.head_node.get_session_dir_path(), "logs").glob("worker-*.out")
     return Counter(name for log in logs for name in re.findall(r"^Running stage '([^']+)'", log.read_text(), re.M))
+
+
+def test_the_matrix_of_a_cluster_is_that_of_plain_dvc_and_each_stage_ran_once(cluster, checkout, plain):
+    report = Fleet(checkout, cluster).report()
+    assert len(report["ran"]) == report["stages"] == 48
+    assert report["retried"] == []
+    assert set(runs(cluster).values()) == {1}
+    assert sum(name.startswith(("download@", "export@")) for name in runs(cluster)) == 6
+    assert len({group["node"] for group in report["groups"].values()}) == 3
+    dvc(checkout, "pull")
+    assert_same(checkout, plain("*"))
+
+    before = runs(cluster)
+    again = Fleet(checkout, cluster).report()
+    assert (again["ran"], again["stale"]) == ([], 0)
+    assert runs(cluster) == before
+
+    other = with_remote(new_checkout(checkout.with_name("other")))  # it knows nothing but the remote
+    found = Fleet(other, cluster).report()
+    assert (found["ran"], found["stale"]) == ([], 0)
+    assert runs(cluster) == before
+    make(
+        other,
+        "publish",
+        "VARIANT=tiny-base",
+        "PRECISION=int8",
+        "TO=publish.path=out publish.branch=nightly publish.tag=",
+    )
+
+
+def test_a_node_is_killed_in_the_middle(cluster, checkout, plain):
+    fleet = Fleet(checkout, cluster, "tiny-base-*")
+    head = cluster.head_node.node_id[:4]
+    found = fleet.wait_for(rf"(\S+) on \S+-(?!{head})(\w+): (compress|bundle|smoke)")
+    [node] = [node for node in cluster.list_all_nodes() if node.node_id.startswith(found[2])]
+    cluster.remove_node(node, allow_graceful=False)
+    report = fleet.report()
+    assert any(line.startswith(f"{found[1]}: lost with ") for line in report["retried"]), report["retried"]
+    assert len(report["ran"]) == report["stages"] == 16
+    assert runs(cluster)["download@tiny-base"] == runs(cluster)["export@tiny-base"] == 1
+    dvc(checkout, "pull", *report["ran"])
+    assert_same(checkout, plain("tiny-base-*"))
+
+
+def test_s3_fails_for_half_a_minute(cluster, checkout, plain, s3):
+    fleet = Fleet(checkout, cluster, "tiny-custom-voice-int8")
+    fleet.wait_for(r"tiny-custom-voice on \S+: rollout")
+    s3.stop()
+    fleet.wait_for(r".* push failed \(.*")
+    time.sleep(30)
+    s3.start()
+    report = fleet.report()
+    assert re.match(r"tiny-custom-voice: push, \d+ times in \d\d s", report["retried"][0])
+    assert set(runs(cluster).values()) == {1}, "nothing is built again for it"
+    dvc(checkout, "pull", *report["ran"])
+    assert_same(checkout, plain("tiny-custom-voice-int8"))
+
+
+def test_two_fleets_at_once_publish_the_same(cluster, checkout, plain):
+    other = with_remote(new_checkout(checkout.with_name("other")))
+    cells = "tiny-voice-design-int*"
+    fleets = [Fleet(folder, cluster, cells) for folder in (checkout, other)]
+    reports = [fleet.report() for fleet in fleets]
+    twice = {name for name, times in runs(cluster).items() if times > 1}
+    print("ran twice:", sorted(twice), "of", reports[0]["stages"], "stages")
+    for folder in (checkout, other):
+        dvc(folder, "pull", *reports[0]["ran"], *reports[1]["ran"])
+        assert_same(folder, plain(cells))
+        make(folder, "publish", "VARIANT=tiny-voice-design", "PRECISION=int8", "TO=publish.path=out publish.tag=v1")
+    released = [folder / "out" / "tiny-voice-design-int8-ov" / "v1" for folder in (checkout, other)]
+    for name in set(map(tuple, map(list_files, released))).pop():
+        assert fingerprint(released[0] / name) == fingerprint(released[1] / name), name
