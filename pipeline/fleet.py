@@ -15,10 +15,11 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,7 @@ from pipeline.plan import Group, Plan, Settings, meeting_place, read_lock, write
 from pipeline.progress import Progress
 from pipeline.stage import ROOT, PipelineError, main, one_line, write_json
 
-REPORT = Path("build/fleet.json")
+REPORT, RAY_LOG = Path("build/fleet.json"), Path("build/ray.log")
 
 
 def run(cfg: DictConfig) -> None:
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     settings = meeting_place(cfg)
     plan = Plan(Repo(str(ROOT), config=settings), read_lock(ROOT))
     names = plan.select(cfg.cells)
-    with Progress(Console()) as progress:
+    with Progress(Console(file=sys.stdout)) as progress:
         fleet = Fleet(cfg, plan, settings, progress)
         stale = fleet.insist("look-up", lambda: plan.stale(names))
         if stale:
@@ -179,16 +180,20 @@ def cluster(cfg: DictConfig, project: Path) -> Iterator[ModuleType]:
         import ray
     except ModuleNotFoundError:
         raise PipelineError("Ray is not installed; pip install -c constraints.txt -e '.[fleet]'") from None
-    here: dict[str, Any] = (
-        {"address": cfg.address} if cfg.address else {"resources": offers(), "include_dashboard": False}
-    )
-    try:
-        ray.init(**here, runtime_env={"working_dir": str(project)}, log_to_driver=False, logging_level=logging.ERROR)
-        yield ray
-    except ConnectionError as error:
-        raise PipelineError(f"no Ray cluster at {cfg.address}: {one_line(error)}") from error
-    finally:
-        ray.shutdown()
+    alone: dict[str, Any] = {"resources": offers(), "include_dashboard": False}
+    where = {"address": cfg.address} if cfg.address else alone
+    (ROOT / RAY_LOG).parent.mkdir(exist_ok=True)
+    with (ROOT / RAY_LOG).open("w") as log, redirect_stdout(log):
+        try:
+            ray.init(
+                **where, runtime_env={"working_dir": str(project)}, log_to_driver=False, logging_level=logging.ERROR
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise PipelineError(f"Ray, {cfg.address or 'on this machine'}: {one_line(error)}") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def queue(ray: ModuleType) -> Any:

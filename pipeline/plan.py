@@ -215,7 +215,7 @@ def meeting_place(cfg: DictConfig) -> Settings:
 
 
 def run(cfg: DictConfig) -> None:
-    """Prints lines for $GITHUB_OUTPUT: variants of which shared stages are stale, other stale cells, the axes of all."""
+    """Prints for $GITHUB_OUTPUT the variants whose shared stages are stale, the stale cells, and the axes of all."""
     plan = Plan(Repo(str(ROOT), config=meeting_place(cfg)), read_lock(ROOT))
     chosen = [plan.overrides(name) for name in plan.stale(plan.select(cfg.cells))]
     axes = load_yaml(ROOT / "params.yaml")

@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self.console, self.rows = console, dict[str, Row]()
         self.retried: list[str] = []
-        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2)
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, redirect_stdout=False)
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
@@ -47,7 +47,8 @@ class Progress:
             row.since = time.monotonic()
         row.node, row.doing = node or row.node, doing
         if not self.console.is_terminal:
-            print(f"{group}{f' on {row.node}' if row.node else ''}: {doing}", flush=True)
+            line = f"{group}{f' on {row.node}' if row.node else ''}: {doing}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def table(self) -> Table:
         """A row for each group, those at work first."""
