@@ -2,10 +2,9 @@
 
     python benchmarks/fleet_scaling.py     prints a table, writes benchmarks/fleet_scaling.svg
 
-Five checkpoints, four precisions, four layouts. benchmarks/stage_seconds.json says what a stage takes on one worker of 2
-cores and how large its outputs are; what was measured and what is scaled from that stands there. A group pulls its inputs
-and pushes its outputs over NETWORK; one worker alone does neither. Workers take groups in the order in which the fleet
-sends them.
+Five checkpoints, four precisions, three other layouts. benchmarks/stage_seconds.json says what a stage takes on one
+worker of 2 cores and how large its outputs are, and what of that was measured. A group pulls its inputs and pushes its
+outputs over NETWORK; one worker alone does neither. Workers take groups in the order in which the fleet sends them.
 """
 
 import heapq
@@ -36,7 +35,8 @@ Figures = Mapping[str, Any]
 
 def full_matrix(folder: Path) -> Plan:
     """The plan of dvc.yaml with all axes."""
-    Repo.init(str(folder), no_scm=True).close()
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     shutil.copy(ROOT / "dvc.yaml", folder)
     YAML().dump(AXES, folder / "params.yaml")
     return Plan(Repo(str(folder)), {})
@@ -54,11 +54,8 @@ def figure(figures: Figures, plan: Plan, name: str, what: str) -> float:
 
 def seconds(figures: Figures, plan: Plan, group: Group, network: float) -> float:
     """What a group takes on a worker, its transfers included."""
-    whole = {
-        plan.makers[path][0]
-        for path in map(str, map(Path(plan.repo.root_dir).joinpath, plan.inputs(group.stages)))
-        if path in plan.makers
-    }
+    paths = (str(Path(plan.repo.root_dir, path)) for path in plan.inputs(group.stages))
+    whole = [plan.makers[path][0] for path in paths if path in plan.makers]  # single files of an output are small
     moved = sum(figure(figures, plan, name, "gigabytes") for name in [*whole, *group.stages])
     return sum(figure(figures, plan, name, "seconds") for name in group.stages) + moved / network
 

@@ -180,7 +180,7 @@ def cluster(cfg: DictConfig, project: Path) -> Iterator[ModuleType]:
         import ray
     except ModuleNotFoundError:
         raise PipelineError("Ray is not installed; pip install -c constraints.txt -e '.[fleet]'") from None
-    alone: dict[str, Any] = {"resources": offers(), "include_dashboard": False}
+    alone: dict[str, Any] = {"address": "local", "resources": offers(), "include_dashboard": False}
     where = {"address": cfg.address} if cfg.address else alone
     (ROOT / RAY_LOG).parent.mkdir(exist_ok=True)
     with (ROOT / RAY_LOG).open("w") as log, redirect_stdout(log):

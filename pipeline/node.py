@@ -10,14 +10,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline import synthetic, tensors
+from pipeline import synthetic
 from pipeline.plan import Group
 from pipeline.stage import PipelineError, configuration, main
 from qwen3_tts_ov.engine import devices
@@ -54,38 +53,31 @@ def wanted(device: DictConfig, nodes: list[dict[str, float]]) -> list[str]:
 def needs(group: Group, overrides: dict[str, str], cpus: int, smoke_on: list[str]) -> dict[str, Any]:
     """What Ray must find free on a node for a group, as options of a task; `overrides` are those of its stages.
 
-    Memory by what was measured at 0.6B and 1.7B: some for the programs, and in proportion to the weights.
+    Memory and disk grow with the components together: rollout and smoke hold all of them, uncompressed, and so set the
+    peak (6.6 GB at 0.6B, 10.4 GB at 1.7B; calibrated int4 took 9.0). On disk a cell has the exported graphs and its
+    own twice, beside the checkpoint that another runtime's layout copies from.
     """
     cfg = configuration([f"{key}={value}" for key, value in overrides.items()])
-    total, largest = weights(cfg.variant)
-    cell = "precision" in overrides
-    calibrated = cell and any(policy.get("calibrated") for policy in cfg.precision.weights.values())
-    memory = 1.0 * GB + (3.2 if calibrated else 2.2) * largest
-    devices_needed = smoke_on if any(name.startswith("smoke@") for name in group.stages) else []
+    size = weights(cfg.variant)
+    spoken_on = smoke_on if any(name.startswith("smoke@") for name in group.stages) else []
     return {
         "num_cpus": cpus,
-        "memory": int(memory),
-        "resources": {"disk": (4 if cell else 2.5) * total / GB, **{resource(name): 1.0 for name in devices_needed}},
+        "memory": int(1 * GB + 2.3 * size),
+        "resources": {
+            "disk": (4 if "precision" in overrides else 2.5) * size / GB,
+            **{resource(name): 1.0 for name in spoken_on},
+        },
     }
 
 
-def weights(variant: DictConfig) -> tuple[float, float]:
-    """Bytes of a checkpoint, and of its largest network, from its configuration; nothing is downloaded for it."""
+def weights(variant: DictConfig) -> float:
+    """Bytes of a variant's checkpoint; nothing is downloaded to know them. Raises OSError for a local one not there."""
     if variant.source == "local":
-        folder = Path(variant.path)
-        config, speech = (
-            synthetic.read_json(folder / name) for name in ("config.json", "speech_tokenizer/config.json")
-        )
-    else:
-        own: list[Any] = [
-            OmegaConf.to_container(variant.get(key) or OmegaConf.create()) for key in ("config", "speech_tokenizer")
-        ]
-        config, speech = synthetic.configurations(variant.size, variant.kind, *own)
-    networks: Counter[str] = Counter()
-    for tensor in tensors.model(config):
-        part = next((part for part in ("code_predictor", "text_") if part in tensor.name), "talker")
-        networks[part] += tensor.elements * synthetic.BYTES["BF16"]
-    return float(synthetic.size(config, speech)), float(max(networks.values()))
+        return float(sum(path.stat().st_size for path in Path(variant.path).rglob("*.safetensors")))
+    own: list[Any] = [
+        OmegaConf.to_container(variant.get(key) or OmegaConf.create()) for key in ("config", "speech_tokenizer")
+    ]
+    return float(synthetic.size(*synthetic.configurations(variant.size, variant.kind, *own)))
 
 
 def run(cfg: DictConfig) -> None:

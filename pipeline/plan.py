@@ -84,7 +84,9 @@ class Plan:
 
     def overrides(self, name: str) -> dict[str, str]:
         """What a stage's command hands to Hydra: its variant, and where they decide, its precision and layout."""
-        return dict(re.findall(r"\b(variant|precision|layout)=(\S+)", str(self.stages[name].cmd)))
+        commands = self.stages[name].cmd
+        text = commands if isinstance(commands, str) else " ".join(commands)
+        return dict(re.findall(r"\b(variant|precision|layout)=(\S+)", text))
 
     def is_cell(self, name: str) -> bool:
         """Whether a stage belongs to one precision; what others make is shared by all precisions of a variant."""
