@@ -138,22 +138,32 @@ def environment() -> dict[str, str]:
 
 
 def run(cfg: DictConfig) -> None:
-    """Builds in this checkout what is stale of `cells`, fetches the rest, and the figures of their variants' others."""
+    """Builds in this checkout what is stale of `cells`, shares what a plain `dvc repro` had built, fetches the rest.
+
+    Of all other cells come the figures, which a model card compares with.
+    """
     if "cache" in meeting_place(cfg):
         raise PipelineError("there is no DVC remote to share with; dvc repro builds without one")
-    plan = Plan(Repo(str(ROOT)), read_lock(ROOT))
+
+    def insist(what: str, call: Callable[[], Value]) -> Value:
+        return patiently(what, call, cfg.fleet.patience, print, [])
+
+    plan, known = Plan(Repo(str(ROOT)), read_lock(ROOT)), read_lock(ROOT)
     names = plan.select(cfg.cells)
+    insist("look-up", lambda: plan.stale(plan.stages))
+    if mine := [name for name in names if name in known and name in plan.settled]:
+        insist("push", lambda: remote(ROOT, "push", *mine))
+        insist("push", lambda: plan.share(mine))
     for group in plan.groups(names).values():
-        built = build(ROOT, group.stages, read_lock(ROOT), cfg.fleet.patience, lambda what: print(what, flush=True))
+        built = build(ROOT, group.stages, read_lock(ROOT), cfg.fleet.patience, print)
         if built.error:
             raise PipelineError(built.error)
     wanted = [name for name in names if plan.is_cell(name)]
-    if wanted:  # a card compares with every other cell: their figures
-        plan.stale(plan.stages)
-        for name in plan.settled - set(names):
-            if figures := FIGURES.get(name.partition("@")[0]):
-                wanted.append(f"{plan.stages[name].outs[0].def_path}/{figures}")
-        patiently("pull", lambda: remote(ROOT, "pull", *wanted), cfg.fleet.patience, print, [])
+    for name in sorted(plan.settled - set(names)) if wanted else ():
+        if figures := FIGURES.get(name.partition("@")[0]):
+            wanted.append(f"{plan.stages[name].outs[0].def_path}/{figures}")
+    if wanted:
+        insist("pull", lambda: remote(ROOT, "pull", *wanted))
 
 
 if __name__ == "__main__":
