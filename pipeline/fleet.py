@@ -172,7 +172,7 @@ def git(*arguments: str) -> str:
 @contextmanager
 def cluster(cfg: DictConfig, project: Path) -> Iterator[ModuleType]:
     """Ray, started on this machine alone or connected to `address`; its workers import from a copy of the project."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"] = ""  # they would leave out .git
     if not cfg.address:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: every port on loopback
@@ -188,7 +188,7 @@ def cluster(cfg: DictConfig, project: Path) -> Iterator[ModuleType]:
             ray.init(
                 **where, runtime_env={"working_dir": str(project)}, log_to_driver=False, logging_level=logging.ERROR
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise PipelineError(f"Ray, {cfg.address or 'on this machine'}: {one_line(error)}") from error
         try:
             yield ray

@@ -3,11 +3,13 @@
     python -m pipeline.node                           the first machine; prints the address for the others
     python -m pipeline.node address=192.0.2.1:6379    every other one
 
-Ray asks every connection for the token in ~/.ray/auth_token (or RAY_AUTH_TOKEN), which all machines of a cluster share.
+Ray asks every connection for the token in ~/.ray/auth_token (or RAY_AUTH_TOKEN), which the first machine makes and all
+others need. Whoever has it can run programs on all of them.
 """
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from json import dumps
@@ -81,12 +83,17 @@ def weights(variant: DictConfig) -> float:
 
 
 def run(cfg: DictConfig) -> None:
-    """Becomes `ray start`, which stays until it is stopped."""
-    place = [f"--address={cfg.address}"] if cfg.address else ["--head", "--port=6379", "--include-dashboard=false"]
+    """Becomes `ray start`, which stays until it is stopped. Raises PipelineError where the token is missing."""
     program = Path(sys.executable).with_name("ray")
     if not program.exists():
         raise PipelineError("Ray is not installed; pip install -c constraints.txt -e '.[fleet]'")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray/auth_token"))
+    if "RAY_AUTH_TOKEN" not in os.environ and not token.exists():
+        if cfg.address:
+            raise PipelineError(f"{token} is missing; copy it from the first machine, by a way that nobody listens to")
+        subprocess.run([program, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+    place = [f"--address={cfg.address}"] if cfg.address else ["--head", "--port=6379", "--include-dashboard=false"]
     os.execv(program, ["ray", "start", *place, f"--resources={dumps(offers())}", "--block"])
 
 
