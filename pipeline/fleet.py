@@ -67,7 +67,10 @@ class Fleet:
 
     def insist(self, what: str, call: Any) -> Any:
         """Calls on the remote, again and again while it fails."""
-        tell = lambda doing: self.progress.tell("this machine", socket.gethostname(), doing)  # noqa: E731
+
+        def tell(doing: str) -> None:
+            self.progress.tell("this machine", socket.gethostname(), doing)
+
         return patiently(what, call, self.cfg.fleet.patience, tell, self.progress.retried)
 
     def build(self, stale: list[str], ray: ModuleType) -> None:
@@ -98,8 +101,10 @@ class Fleet:
             return self.fail(group, f"not built without {lacking[0]}")
         if not self.insist("look-up", lambda: self.plan.stale(group.stages)):
             return self.progress.tell(group.name, "", "made elsewhere")
-        options = needs(group, self.plan.overrides(group.stages[0]), self.cfg.fleet.cpus, smoke_on)
-        if not any(fits(options, node["Resources"]) for node in ray.nodes() if node["Alive"]):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = int(min(self.cfg.fleet.cpus, max(node.get("CPU", 0) for node in nodes)))
+        options = needs(group, self.plan.overrides(group.stages[0]), cpus, smoke_on)
+        if not any(fits(options, node) for node in nodes):
             return self.fail(group, f"no node has {describe(options)}")
         known = {name: self.plan.lock[name] for name in self.plan.closure(group.stages) if name in self.plan.lock}
         task = ray.remote(work).options(name=group.name, max_retries=self.cfg.fleet.lost, **options)
