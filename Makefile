@@ -25,10 +25,9 @@ all: setup
 	$(BIN)/dvc repro
 	$(BIN)/python -m pipeline.report
 
-# Two processes for each core, as half of the time one waits for what another builds, each with one thread: more only
-# slow these small networks down.
+# A process for each core, each with one thread: more only slow these small networks down.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$((2 * $$(nproc))) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # The promises of a fleet, on S3 and three nodes of Ray; a quarter of an hour.
 prove: setup
