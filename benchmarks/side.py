@@ -94,5 +94,5 @@ def serve(load: Callable[[], tuple[Speak, dict[str, Any]]]) -> None:
         answer(about)
         for line in sys.stdin:
             answer(speak(**json.loads(line)))
-    except (SideError, OSError) as error:
-        answer({"error": str(error)})
+    except Exception as error:  # whatever its libraries raise: this is the end of the process
+        answer({"error": " ".join(str(error).split())})
