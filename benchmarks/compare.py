@@ -38,7 +38,7 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
     engine = [*python, "benchmarks.other_engine", str(Path(arguments.engine).expanduser()), checkpoint]
     ours = {
         f"ours-{precision}": [*python, "benchmarks.ours", str(variant / precision / "bundle")]
-        for precision in ("int8", "int4", "fp16")
+        for precision in ("int8", "int4")
     }
     reading = {"read-int8": [*python, "benchmarks.bandwidth", str(variant / "int8" / "bundle")]}
     if arguments.name == "1.7b":

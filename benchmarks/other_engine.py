@@ -54,7 +54,7 @@ def read_times(log: str) -> Figures:
 def load(engine: str, checkpoint: str, precision: str) -> tuple[Speak, dict[str, Any]]:
     program, threads = Path(engine, "qwen_tts"), str(len(os.sched_getaffinity(0)))
     if not program.is_file():
-        raise SideError(f"{program}: there is no such program; build the engine there, benchmarks/other_engine.py says how")
+        raise SideError(f"{program}: there is no such program; benchmarks/other_engine.py says how to build it")
     speaker = next(iter(json.loads(Path(checkpoint, "config.json").read_text())["talker_config"]["spk_id"]))
     wav = Path(tempfile.mkdtemp(), "speech.wav")
     command = [program, "-d", checkpoint, f"--{precision}", "-j", threads, "-s", speaker, "-l", LANGUAGE, "-o", wav]

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,8 @@ class Side:
     def speak(self, text: str, seed: int, frames: int) -> Figures:
         """What one utterance of exactly `frames` frames took, unless it ended by itself."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # reading says what became of it
             print(json.dumps({"text": text, "seed": seed, "frames": frames}), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # reading says what became of it
         return self._read()
 
     def close(self) -> None:

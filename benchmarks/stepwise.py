@@ -41,11 +41,10 @@ class Stepwise:
         self.config = json.loads((folder / "config.json").read_text())
         self.generation = json.loads((folder / "generation_config.json").read_text())
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        inside = {"speech_decoder": "speech_tokenizer/"}
-        self.requests = {
-            name: core.compile_model(folder / f"{inside.get(name, '')}{name}.xml", "CPU", PROPERTIES).create_infer_request()
-            for name in GRAPHS
-        }
+        self.requests = {}
+        for name in GRAPHS:
+            where = folder / "speech_tokenizer" if name == "speech_decoder" else folder
+            self.requests[name] = core.compile_model(where / f"{name}.xml", "CPU", PROPERTIES).create_infer_request()
         talker = self.config["talker_config"]
         self.groups = talker["num_code_groups"]
         self.talker_positions = rotary(8192, talker["head_dim"], talker["rope_theta"])

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor, nn
 
 from .config import SpeechDecoderConfig
@@ -65,10 +67,17 @@ class CausalUpsample(nn.Module):
         self.lookback = kernel // stride - 1
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        if not self.lookback:
-            return self.conv(x)
-        edge = self.lookback * self.stride  # outputs that belong to the past, and those that await the future
-        return self.conv(history.prepend(x, self.lookback))[..., edge:-edge]
+        """As a convolution that makes all `stride` outputs of a step at once, then sets them in a row.
+
+        OpenVINO's CPU plugin takes 7 times as long for the transposed convolutions of a block.
+        """
+        if self.lookback:
+            x = history.prepend(x, self.lookback)
+        inputs, outputs, _ = self.conv.weight.shape
+        taps = self.conv.weight.view(inputs, outputs, self.lookback + 1, self.stride).flip(2)  # the oldest step first
+        weight = taps.permute(1, 3, 0, 2).reshape(outputs * self.stride, inputs, self.lookback + 1)
+        steps = F.conv1d(x, weight, self.conv.bias.repeat_interleave(self.stride))
+        return steps.unflatten(1, (outputs, self.stride)).transpose(2, 3).flatten(2)
 
 
 class Codebooks(nn.Module):
@@ -156,8 +165,20 @@ class ConvNeXt(nn.Module):
         return x + y.transpose(1, 2)
 
 
+# sin²(πr) = r² p(r²) for r in [-½, ½]: the coefficients of p, which leave a relative error of 2.4e-7 in float32.
+_SINE_SQUARED = (
+    Chebyshev.interpolate(lambda square: (np.pi * np.sinc(np.sqrt(square))) ** 2, 5, domain=[0, 0.25])
+    .convert(kind=Polynomial)
+    .coef.tolist()
+)
+
+
 class SnakeBeta(nn.Module):
-    """x + sin²(a x) / b, with a and b stored as logarithms (Ziyin et al. 2020, arXiv 2006.08195)."""
+    """x + sin²(a x) / b, with a and b stored as logarithms (Ziyin et al. 2020, arXiv 2006.08195).
+
+    The sine is a polynomial, because OpenVINO's CPU plugin has no vector code for `Sin`, which then takes a third of
+    the decoder's time.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -165,9 +186,13 @@ class SnakeBeta(nn.Module):
         self.beta = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        frequency = torch.exp(self.alpha)[:, None]
+        half_turns = x * (torch.exp(self.alpha)[:, None] / torch.pi)
         amplitude = 1.0 / (torch.exp(self.beta)[:, None] + 1e-9)
-        return x + amplitude * torch.sin(x * frequency).pow(2)
+        square = (half_turns - torch.round(half_turns)) ** 2
+        *rest, polynomial = _SINE_SQUARED
+        for coefficient in reversed(rest):
+            polynomial = polynomial * square + coefficient
+        return x + amplitude * (polynomial * square)
 
 
 class ResidualUnit(nn.Module):

@@ -115,6 +115,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         ("safetensors", "SafetensorError"),
         ("huggingface_hub.errors", "HfHubHTTPError"),
         ("httpx2", "HTTPError"),
+        ("dvc.exceptions", "DvcException"),
     ):
         error = getattr(sys.modules.get(module), name, None)
         if error is not None:

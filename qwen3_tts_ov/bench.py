@@ -82,8 +82,8 @@ def start_any(synthesizer: Synthesizer, text: str, **options: Any) -> SpeechStre
 def ms_a_frame(outcome: Outcome) -> dict[str, float]:
     """Milliseconds of each component for a frame; the talker's prefill, which comes once, stands for itself."""
     seconds, calls = outcome.timings.seconds, outcome.timings.calls
-    spoken = {"talker": calls.get("talker", 0), "code_predictor": len(outcome.codes), "speech_decoder": len(outcome.codes)}
-    found = {f"{name}_ms_a_frame": 1000 * seconds.get(name, 0.0) / max(1, spoken[name]) for name in COMPONENTS}
+    frames = {name: len(outcome.codes) for name in COMPONENTS} | {"talker": calls.get("talker", 0)}
+    found = {f"{name}_ms_a_frame": 1000 * seconds.get(name, 0.0) / max(1, frames[name]) for name in COMPONENTS}
     return {"prefill_ms": 1000 * seconds["prefill"]} | found
 
 

@@ -151,7 +151,8 @@ class Engine:
 class Session:
     """One utterance's infer requests: embeds its prompt, steps through its frames, decodes them. For one thread.
 
-    `seconds` and `calls` count by component since the last `reset`; the talker's first call of an utterance is `prefill`.
+    `seconds` and `calls` count by component since the last `reset`, the talker's first call of an utterance as
+    `prefill`.
     """
 
     def __init__(self, requests: Mapping[str, ov.InferRequest]) -> None:
@@ -192,8 +193,12 @@ class Session:
         """Feeds [positions, width] to the talker; the last position's logits [vocabulary] and hidden [1, 1, width]."""
         positions = np.arange(self._position, self._position + len(embeddings), dtype=np.int64)
         self._position += len(embeddings)
-        inputs = {"inputs_embeds": embeddings[None], "position_ids": positions[None], "beam_idx": np.zeros(1, np.int32)}
-        result = self._run("talker", counted_as="talker" if positions[0] else "prefill", **inputs)
+        inputs: dict[str, NDArray[Any]] = {
+            "inputs_embeds": embeddings[None],
+            "position_ids": positions[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        result = self._run("talker", inputs, counted_as="talker" if positions[0] else "prefill")
         return self._finite("talker", result["logits"])[0, 0], result["hidden"]
 
     def predict_frame(
@@ -204,27 +209,29 @@ class Session:
         `sampling` holds the graph's noise, temperature, top_k and top_p.
         """
         first = np.array([[first_code]], np.int64)
-        result = self._run("code_predictor", talker_hidden=hidden, first_code=first, **sampling)
+        result = self._run("code_predictor", {"talker_hidden": hidden, "first_code": first, **sampling})
         return result["codes"][0].copy(), self._finite("code_predictor", result["embeddings"])[0]
 
     def decode(self, codes: Codes) -> Floats:
         """The samples of the next frames [frames, code groups], float32 [frames * samples per frame]."""
-        return self._run("speech_decoder", codes=codes.T[None])["waveform"][0, 0].copy()
+        return self._run("speech_decoder", {"codes": codes.T[None]})["waveform"][0, 0].copy()
 
     def _reference(self, codes: Codes) -> Floats:
         """The summed embedding of every frame, [frames, width]."""
-        first = self._run("codec_embedding", token_ids=codes[None, :, 0])["embeddings"][0].copy()
-        return first + self._run("residual_code_embedding", codes=codes[None, :, 1:])["embeddings"][0]
+        first = self._run("codec_embedding", {"token_ids": codes[None, :, 0]})["embeddings"][0].copy()
+        return first + self._run("residual_code_embedding", {"codes": codes[None, :, 1:]})["embeddings"][0]
 
     def _rows(self, name: str, ids: NDArray[np.int64]) -> Floats:
         """Rows of an embedding table [ids, width], zero for the ids that stand for something else."""
         real = ids >= 0
-        found = self._run(name, token_ids=ids[None, real])["embeddings"][0]
+        found = self._run(name, {"token_ids": ids[None, real]})["embeddings"][0]
         rows = np.zeros((len(ids), found.shape[1]), np.float32)
         rows[real] = found
         return rows
 
-    def _run(self, name: str, counted_as: str = "", **inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+    def _run(
+        self, name: str, inputs: Mapping[str, NDArray[Any]], counted_as: str | None = None
+    ) -> Mapping[str, NDArray[Any]]:
         start = time.perf_counter()
         result = _infer(name, self._requests[name], inputs)
         self.seconds[counted_as or name] += time.perf_counter() - start

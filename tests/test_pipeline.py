@@ -57,19 +57,26 @@ def test_two_checkouts_of_one_commit_build_the_same_bundle_to_the_last_byte(chec
 
 
 def test_another_machine_publishes_what_this_one_built_and_builds_nothing(checkout, tmp_path):
-    """The commands of the workflows: a cell goes through a DVC remote, its lock file beside it."""
-    cell, remote = ["only", "cell", "VARIANT=tiny-custom-voice", "PRECISION=int8"], f"REMOTE={tmp_path / 'remote'}"
-    axes = (checkout / "params.yaml").read_text()
-    assert "Running stage" not in make(checkout, *cell, remote)
-    (checkout / "params.yaml").write_text(axes)
+    """The commands of the workflows: machines plan and meet in a DVC remote, which says what is built."""
+    axes, remote = ["VARIANTS=tiny-custom-voice tiny-base", "PRECISIONS=int8"], f"REMOTE={tmp_path / 'remote'}"
+    cell = ["VARIANT=tiny-custom-voice", "PRECISION=int8"]
+    original = (checkout / "params.yaml").read_text()
+    dvc(checkout, "repro", f"score@{CELL}")
+    assert "Running stage" not in make(checkout, "only", "cell", *axes, *cell, remote)
+    (checkout / "params.yaml").write_text(original)
 
     other = tmp_path / "publisher"
     subprocess.run(["git", "clone", "-q", str(checkout), str(other)], check=True)
-    shutil.copy(checkout / "dvc.lock", other)
-    assert "Running stage" not in make(other, *cell, remote)
+    plan = make(other, "--silent", "only", "plan", *axes, remote).splitlines()
+    assert plan[-3:] == [
+        'shared=["tiny-base"]',
+        'cells=["tiny-base-int8"]',
+        'matrix={"variant": ["tiny-custom-voice", "tiny-base"], "precision": ["int8"]}',
+    ]
+    assert "Running stage" not in make(other, "only", "cell", *axes, *cell, remote)
     assert not (other / "artifacts" / "tiny-custom-voice" / "checkpoint").exists(), "nor is fetched what is not needed"
     assert "| tiny-custom-voice | int8 |" in make(other, "summary")
-    make(other, "publish", *cell[2:], "TO=publish.path=out publish.branch=nightly publish.tag=")
+    make(other, "publish", *cell, "TO=publish.path=out publish.branch=nightly publish.tag=")
     verified(other / "out" / "tiny-custom-voice-int8-ov" / "nightly")
 
 
