@@ -61,7 +61,8 @@ def streamed_memory(folder: str, seconds: float) -> list[dict[str, float]]:
     frames = round(seconds * bundle.frames_per_second)
     text = STREAMED * (1 + round(seconds / 3))
     synthesizer = Synthesizer(bundle)
-    spoken, start, series = 0.0, time.perf_counter(), []
+    spoken, start = 0.0, time.perf_counter()
+    series: list[dict[str, float]] = []
     for chunk in synthesizer.stream_custom_voice(text, bundle.speakers[0], LANGUAGE, seed=1, max_frames=frames):
         spoken += len(chunk) / bundle.sample_rate
         if spoken >= 10 * len(series):
