@@ -118,6 +118,7 @@ bench: setup
 	  $(BIN)/python -m benchmarks.compare $$size --rounds $(ROUNDS) --engine $(ENGINE) --reference $(REFERENCE) && \
 	  $(BIN)/python -m benchmarks.table build/bench/$$size.json || exit 1; \
 	done
+	$(BIN)/python -m benchmarks.growth artifacts/$(firstword $(BENCH))/int8/bundle
 
 workflows:
 	actionlint

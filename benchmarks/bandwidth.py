@@ -21,7 +21,7 @@ def load(folder: str) -> tuple[Speak, dict[str, Any]]:
     xml = {name: bundle.path(bundle.manifest["components"][name]["xml"]) for name in READ}
     readers = {name: WeightReader(weight_reads(path), threads) for name, path in xml.items()}
 
-    def speak(text: str, seed: int, frames: int) -> Figures:
+    def speak(text: str, seed: int, frames: int, wav: str) -> Figures:
         seconds = {name: sum(reader.seconds() for _ in range(REPEATS)) / REPEATS for name, reader in readers.items()}
         size = sum(reader.size for reader in readers.values())
         return {f"{name}_ms_a_frame": 1000 * value for name, value in seconds.items()} | {

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import functools
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks.side import LANGUAGE, Figures, Speak, serve
@@ -32,9 +30,8 @@ def load(checkpoint: str, dtype: str) -> tuple[Speak, dict[str, Any]]:
     talker.generate = timed(talker.generate, seconds, "generate")
     time_prefill(talker, seconds)
     speaker = next(iter(tts.model.config.talker_config.spk_id))
-    wav = Path(tempfile.mkdtemp(), "speech.wav")
 
-    def speak(text: str, seed: int, frames: int) -> Figures:
+    def speak(text: str, seed: int, frames: int, wav: str) -> Figures:
         seconds.clear()
         torch.manual_seed(seed)
         start = time.perf_counter()

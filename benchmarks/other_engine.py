@@ -15,7 +15,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,10 @@ def load(engine: str, checkpoint: str, precision: str) -> tuple[Speak, dict[str,
     if not program.is_file():
         raise SideError(f"{program}: there is no such program; benchmarks/other_engine.py says how to build it")
     speaker = next(iter(json.loads(Path(checkpoint, "config.json").read_text())["talker_config"]["spk_id"]))
-    wav = Path(tempfile.mkdtemp(), "speech.wav")
-    command = [program, "-d", checkpoint, f"--{precision}", "-j", threads, "-s", speaker, "-l", LANGUAGE, "-o", wav]
+    command = [program, "-d", checkpoint, f"--{precision}", "-j", threads, "-s", speaker, "-l", LANGUAGE]
 
-    def speak(text: str, seed: int, frames: int) -> Figures:
-        asked = ["-t", text, "--seed", str(seed), "-m", str(frames)]
+    def speak(text: str, seed: int, frames: int, wav: str) -> Figures:
+        asked = ["-t", text, "--seed", str(seed), "-m", str(frames), "-o", wav]
         environment = os.environ | ENVIRONMENT
         done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, check=False)
         return read_times(done.stderr)

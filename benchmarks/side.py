@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,14 +39,17 @@ class SideError(Exception):
 class Side:
     """The parent's end of a worker. Raises SideError when the worker cannot start or stops."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         # What would let idle threads spin through another side's turn.
-        inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
+        environment = {
+            key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+        }
         self._command = command
+        self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=inherited | dict(environment or {}),
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -57,10 +61,11 @@ class Side:
         return self._process.pid
 
     def speak(self, text: str, seed: int, frames: int) -> Figures:
-        """What one utterance of exactly `frames` frames took, unless it ended by itself."""
+        """What one utterance took, from text to WAV file, of exactly `frames` frames, unless it ended by itself."""
         assert self._process.stdin is not None
+        request = {"text": text, "seed": seed, "frames": frames, "wav": str(Path(self._folder.name, "speech.wav"))}
         with suppress(BrokenPipeError):  # reading says what became of it
-            print(json.dumps({"text": text, "seed": seed, "frames": frames}), file=self._process.stdin, flush=True)
+            print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._read()
 
     def close(self) -> None:
@@ -68,6 +73,7 @@ class Side:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        self._folder.cleanup()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -94,5 +100,5 @@ def serve(load: Callable[[], tuple[Speak, dict[str, Any]]]) -> None:
         answer(about)
         for line in sys.stdin:
             answer(speak(**json.loads(line)))
-    except Exception as error:  # whatever its libraries raise: this is the end of the process
-        answer({"error": " ".join(str(error).split())})
+    except Exception as error:  # whatever it is, the comparison goes on without this side and tells why
+        answer({"error": f"{type(error).__name__}: {error}"})

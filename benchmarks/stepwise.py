@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ Arrays = Mapping[str, NDArray[Any]]
 class Stepwise:
     """The graphs, and the seconds that they and the sampling between them have taken by part."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, properties: Mapping[str, Any] = PROPERTIES) -> None:
         core = ov.Core()
         self.config = json.loads((folder / "config.json").read_text())
         self.generation = json.loads((folder / "generation_config.json").read_text())
@@ -51,6 +50,10 @@ class Stepwise:
         predictor = talker["code_predictor_config"]
         self.code_positions = rotary(self.groups, predictor["head_dim"], predictor["rope_theta"])
         self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def run(self, name: str, counted_as: str = "", **inputs: Any) -> Arrays:
         start = time.perf_counter()
@@ -79,11 +82,17 @@ class Stepwise:
         self.requests["code_predictor"].reset_state()
         for step in range(self.groups - 1):
             cos, sin = (table[:, :, position : position + embeds.shape[1]] for table in self.code_positions)
-            where = {"cos": cos, "sin": sin, "generation_steps": np.array(step), "beam_idx": np.zeros(1, np.int32)}
+            where: dict[str, Any] = {
+                "cos": cos,
+                "sin": sin,
+                "generation_steps": np.array(step),
+                "beam_idx": np.zeros(1, np.int32),
+            }
             logits = self.run("code_predictor", inputs_embeds=embeds, **where)["logits"][0, -1]
             start = time.perf_counter()
             scores = warp(logits, sampling)
-            codes.append(int(np.argmax(scores - np.log(exponential(rng, scores.shape)))))
+            noise = np.log(exponential(rng, scores.shape)) if sampling.do_sample else 0.0
+            codes.append(int(np.argmax(scores - noise)))
             self.seconds["code_predictor"] += time.perf_counter() - start
             position += embeds.shape[1]
             table = self.run("cp_codec_embedding", token_ids=np.array([codes[-1:]]), step_idx=np.array(step))
@@ -91,16 +100,14 @@ class Stepwise:
             summed += embeds
         return codes, summed
 
-    def generate(self, text: str, speaker: str, seed: int, frames: int) -> NDArray[np.int64]:
-        """Codes [frames, groups] of a text, whole before the audio."""
-        plan = prompt.custom_voice(self.config, lambda said: self.tokenizer.encode(said).ids, text, speaker, LANGUAGE)
+    def generate(self, plan: prompt.Prompt, generation: Mapping[str, Any], seed: int, frames: int) -> NDArray[np.int64]:
+        """Codes [frames, groups] of a prompt that holds its whole text, sampled as a generation_config.json says."""
         pad = self.rows("text_model", np.array([plan.pad_text_id]))
-        embeds = self.rows("text_model", np.array(plan.text_ids)) + self.rows(
-            "codec_embedding", np.array(plan.codec_ids)
-        )
+        embeds = self.rows("text_model", np.array(plan.text_ids))
+        embeds += self.rows("codec_embedding", np.array(plan.codec_ids))
         rng = np.random.default_rng(seed)
-        sampler = TalkerSampler(self.config, Sampling.talker(self.generation), rng)
-        code_sampling = Sampling.code_predictor(self.generation)
+        sampler = TalkerSampler(self.config, Sampling.talker(generation), rng)
+        code_sampling = Sampling.code_predictor(generation)
         self.requests["talker"].reset_state()
         logits, hidden = self.talk(embeds[None], 0)
         codes: list[list[int]] = []
@@ -122,12 +129,12 @@ def rotary(positions: int, size: int, theta: float) -> tuple[NDArray[np.float32]
 def load(folder: str) -> tuple[Speak, dict[str, Any]]:
     side = Stepwise(Path(folder))
     speaker = next(iter(side.config["talker_config"]["spk_id"]))
-    wav = Path(tempfile.mkdtemp(), "speech.wav")
 
-    def speak(text: str, seed: int, frames: int) -> Figures:
+    def speak(text: str, seed: int, frames: int, wav: str) -> Figures:
         side.seconds.clear()
         start = time.perf_counter()
-        codes = side.generate(text, speaker, seed, frames)
+        plan = prompt.custom_voice(side.config, side.tokenize, text, speaker, LANGUAGE)
+        codes = side.generate(plan, side.generation, seed, frames)
         audio.write(wav, side.run("speech_decoder", codes=codes.T[None])["waveform"].reshape(-1), 24_000)
         total, spent, spoken = time.perf_counter() - start, side.seconds, len(codes)
         return {

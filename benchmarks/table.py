@@ -1,6 +1,9 @@
-"""What `benchmarks.compare` wrote, as a table in Markdown: best / median of the rounds, milliseconds a frame of 80 ms.
+"""What `benchmarks.compare` wrote, for people: a table and ratios in Markdown, and a picture.
 
-python -m benchmarks.table build/bench/0.6b.json
+    python -m benchmarks.table build/bench/0.6b.json
+
+prints the table (best / median of the rounds, milliseconds a frame of 80 ms) and the ratios, and draws the parts of a
+frame beside it as SVG. A ratio is of the best of both sides, and the median of the ratios within each round.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import vl_convert
+
 COLUMNS = {
     "talker": "talker_ms_a_frame",
     "code predictor": "code_predictor_ms_a_frame",
@@ -19,9 +24,11 @@ COLUMNS = {
     "text to WAV": "whole_ms_a_frame",
     "first audio": "first_audio_ms",
 }
+PARTS = ("talker", "code_predictor", "speech_decoder")
+Run = Mapping[str, Any]
 
 
-def rows(run: Mapping[str, Any]) -> Iterator[str]:
+def rows(run: Run) -> Iterator[str]:
     """The table's lines, after one that says where and how it was measured."""
     machine = run["machine"]
     yield (
@@ -37,9 +44,63 @@ def rows(run: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | not run: {reason} |" + " |" * (len(COLUMNS) - 1)
 
 
+def ratios(run: Run) -> Iterator[str]:
+    """How the sides of this project stand to the others, to the memory and to their own first audio."""
+    sides = {name: side["figures"] for name, side in run["sides"].items()}
+    for name in (name for name in sides if name.startswith("ours-")):
+        ours = sides[name]
+        for other, theirs in sides.items():
+            if other != name and "seconds" in theirs:
+                for measure, words in (
+                    ("three_parts_ms_a_frame", "all three parts"),
+                    ("whole_ms_a_frame", "text to WAV"),
+                ):
+                    yield f"- {name} takes {ratio(ours[measure], theirs[measure])} of the time of {other}, {words}"
+        frames = [sum(parts) for parts in zip(*(ours[f"{part}_ms_a_frame"] for part in PARTS), strict=True)]
+        bound = [prefill + 5 * frame for prefill, frame in zip(ours["prefill_ms"], frames, strict=True)]
+        yield f"- {name}: first audio takes {ratio(ours['first_audio_ms'], bound)} of prefill and 5 frames"
+        reading = sides.get(f"read-{name.removeprefix('ours-')}", {})
+        for part in PARTS[:2] if reading else ():
+            measure = f"{part}_ms_a_frame"
+            rate = ratio(reading[measure], ours[measure])
+            yield f"- {name}: its {part} reads weights at {rate} of a plain read's rate"
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Best against best, and the median of the rounds' ratios."""
+    by_round = median(one / other for one, other in zip(ours, theirs, strict=True))
+    return f"{min(ours) / min(theirs):.2f} (median {by_round:.2f})"
+
+
 def cell(values: list[float] | None) -> str:
     return "" if values is None else f"{min(values):.1f} / {median(values):.1f}"
 
 
+def picture(run: Run) -> str:
+    """The best time of every part of a frame by side, as SVG; a line marks the length of the frame."""
+    points = [
+        {"side": name, "part": part.replace("_", " "), "ms": min(side["figures"][f"{part}_ms_a_frame"])}
+        for name, side in run["sides"].items()
+        for part in PARTS
+        if f"{part}_ms_a_frame" in side["figures"]
+    ]
+    bars = {
+        "mark": "bar",
+        "encoding": {
+            "y": {"field": "side", "type": "nominal", "title": None, "sort": {"op": "sum", "field": "ms"}},
+            "x": {"field": "ms", "type": "quantitative", "title": "ms for a frame of 80 ms, best of the rounds"},
+            "color": {"field": "part", "type": "nominal", "title": None, "sort": [p.replace("_", " ") for p in PARTS]},
+        },
+    }
+    frame = {"mark": {"type": "rule", "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 80}}}
+    return vl_convert.vegalite_to_svg({"data": {"values": points}, "width": 480, "layer": [bars, frame]})
+
+
+def main(path: Path) -> None:
+    run = json.loads(path.read_text())
+    print("\n".join([*rows(run), "", *ratios(run)]))
+    path.with_suffix(".svg").write_text(picture(run))
+
+
 if __name__ == "__main__":
-    print("\n".join(rows(json.loads(Path(sys.argv[1]).read_text()))))
+    main(Path(sys.argv[1]))

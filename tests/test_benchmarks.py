@@ -1,59 +1,100 @@
-"""The sides of a comparison: real workers on a tiny bundle, in turns; what the other engine prints is read."""
+"""The benchmark: real sides on a tiny bundle speak in turns, and what they took is told without error."""
 
+import json
 import sys
 
+import numpy as np
+import psutil
 import pytest
 
-from benchmarks.compare import alternate
+from benchmarks import compare, growth, table
 from benchmarks.other_engine import read_times
-from benchmarks.side import Side, SideError
-from benchmarks.table import rows
+from benchmarks.side import SideError
+from benchmarks.stepwise import Stepwise
+from qwen3_tts_ov import Bundle, Synthesizer, prompt
+from qwen3_tts_ov.voice import VoicePrompt
+
+PYTHON = [sys.executable, "-m"]
+# What the C engine prints of an utterance, recorded from its commit 328ab9c.
+PRINTED = """Speaker: 3061, Language: 2050
+  Prefill: 21 tokens, hidden=1024
+  Prefill complete (21 tokens in KV cache)
+  Prefill: 349 ms
+\r  Frame 24/25 (1.9s audio)...
+  Generated 25 frames (2.0s audio)
+  Talker step: 403 ms (16.1 ms/f), Code Predictor: 976 ms (39.1 ms/f)
+  Embed: 1 ms, Codec head+sampling: 4 ms
+  Speech decoder: 1224 ms total (1224 ms drain after gen)
+Audio: 2.0s generated in 3.0s (RTF 1.51)
+"""
 
 
-@pytest.fixture
-def start(request):
-    """`start("ours", bundle)`: a worker, ended after the test."""
-
-    def get(module: str, *arguments: object) -> Side:
-        side = Side([sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)])
-        request.addfinalizer(side.close)
-        return side
-
-    return get
-
-
-def test_sides_speak_in_turns_and_their_figures_make_a_table(artifact, start):
-    bundle = artifact("bundle", "tiny-custom-voice", "int8")
-    sides = {"ours": start("ours", bundle), "read": start("bandwidth", bundle)}
-    figures = alternate(sides, rounds=2, frames=3)
-    assert figures["ours"]["frames"] == [3, 3]
-    assert all(len(values) == 2 for side in figures.values() for values in side.values())
-    assert min(figures["ours"]["three_parts_ms_a_frame"]) < min(figures["ours"]["whole_ms_a_frame"])
-    assert min(figures["read"]["gigabytes_a_second"]) > 0
-    machine = {"processor": "One", "cores": 2, "openvino": "1"}
-    run = {"machine": machine, "rounds": 2, "frames": 3, "skipped": {"other": "absent"}}
-    table = list(rows(run | {"sides": {name: {"figures": found} for name, found in figures.items()}}))
-    assert len({line.count("|") for line in table[2:]}) == 1
-    assert "| other | not run: absent |" in table[-1]
-
-
-def test_a_side_that_cannot_run_says_why(start, tmp_path):
-    with pytest.raises(SideError, match="there is no such program"):
-        start("other_engine", tmp_path, tmp_path, "int8")
-    with pytest.raises(SideError, match=r"nowhere"):
-        start("ours", tmp_path / "nowhere")
+def test_sides_speak_in_turns_and_one_that_cannot_start_is_told(artifact):
+    bundle = str(artifact("bundle"))
+    wanted = {
+        "ours-int8": [*PYTHON, "benchmarks.ours", bundle],
+        "read-int8": [*PYTHON, "benchmarks.bandwidth", bundle],
+        "engine-int8": [*PYTHON, "benchmarks.other_engine", "/nowhere", bundle, "int8"],
+        "official-float32": ["/nowhere/python"],
+    }
+    with compare.started(wanted) as (sides, skipped):
+        pids = [side.pid for side in sides.values()]
+        figures = compare.alternate(sides, rounds=2, frames=4)
+        about = {name: side.about for name, side in sides.items()}
+    assert not any(map(psutil.pid_exists, pids))
+    assert skipped.keys() == {"engine-int8", "official-float32"}
+    assert "/nowhere/qwen_tts: there is no such program" in skipped["engine-int8"]
+    ours, reading = figures["ours-int8"], figures["read-int8"]
+    assert ours["frames"] == [4, 4]
+    assert all(map(float.__lt__, ours["three_parts_ms_a_frame"], ours["whole_ms_a_frame"]))
+    assert min(reading["gigabytes_a_second"]) > 0
+    assert about["ours-int8"]["weight_bytes_a_frame"] == about["read-int8"]["weight_bytes_a_frame"]
+    run = {"machine": compare.machine(), "rounds": 2, "frames": 4, "skipped": skipped}
+    run["sides"] = {name: {"figures": found} for name, found in figures.items()}
+    told = "\n".join([*table.rows(run), *table.ratios(run)])
+    assert "not run" in told
+    assert "ours-int8: first audio takes" in told
+    assert "speech decoder" in table.picture(run)
 
 
-def test_the_other_engines_times_are_read():
-    log = """Prefill: 300 ms (20 tokens)
-Generated 25 frames (2.00 s audio)
-  Talker step: 250 ms
-  Code Predictor: 900 ms
-  Embed: 25 ms
-  Codec head+sampling: 75 ms
-Speech decoder: 1100 ms"""
-    found = read_times(log)
-    assert (found["frames"], found["talker_ms_a_frame"], found["code_predictor_ms_a_frame"]) == (25, 14, 36)
-    assert found["seconds"] == 2.65
-    with pytest.raises(SideError, match="no speech_decoder; it said"):
-        read_times(log.rpartition("\n")[0])
+def test_what_the_other_engine_prints_is_read():
+    assert read_times(PRINTED) == {
+        "seconds": 2.957,
+        "frames": 25,
+        "prefill_ms": 349,
+        "talker_ms_a_frame": 408 / 25,
+        "code_predictor_ms_a_frame": 976 / 25,
+        "speech_decoder_ms_a_frame": 1224 / 25,
+    }
+    with pytest.raises(SideError, match="tells no speech_decoder"):
+        read_times(PRINTED.replace("Speech decoder", "Decoder"))
+
+
+def test_ratios_are_those_of_the_best_and_of_the_rounds():
+    assert table.ratio([1.0, 4.0, 2.0], [4.0, 8.0, 2.0]) == "0.50 (median 0.50)"
+    assert table.ratio([3.0, 1.0, 2.0], [2.0, 4.0, 2.0]) == "0.50 (median 1.00)"
+
+
+def test_single_steps_say_what_two_calls_a_frame_say(bundle_of, artifact):
+    """So that the comparison is one of how, not of what; in int8 a near-tie may fall otherwise further on."""
+    greedy = {"do_sample": False, "subtalker_dosample": False}
+    native = Synthesizer(Bundle.load(artifact("bundle", "tiny-base")), cache_dir=False)
+    nobody = VoicePrompt(np.zeros(native.bundle.config["talker_config"]["hidden_size"], np.float32))
+    ours = native.clone("Nobody knew.", nobody, "english", seed=1, text_first=True, max_frames=4, **greedy).codes
+    steps = Stepwise(bundle_of("openarc"), {"INFERENCE_PRECISION_HINT": "f32"})
+    plan = prompt.clone_x_vector(steps.config, steps.tokenize, "Nobody knew.", "english", text_first=True)
+    theirs = steps.generate(plan, steps.generation | greedy, seed=1, frames=4)
+    assert theirs.shape == ours.shape
+    assert theirs[0, :8].tolist() == ours[0, :8].tolist()
+
+
+def test_growth_is_measured_in_processes_of_their_own(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(growth, "CONTEXTS", (100, 200))
+    growth.main(str(artifact("bundle")), seconds=25)
+    found = json.loads((tmp_path / "growth-tiny-custom-voice-int8.json").read_text())
+    assert len(found["streamed"]) == 3, "at every ten seconds of speech"
+    assert found["memory"]["added_mb"]["anonymous"] > 0
+    assert found["memory"]["ratio"] > 0.5
+    assert all(start["ready"] < start["first_audio"] for start in found["start_seconds"])

@@ -1,0 +1,133 @@
+"""What grows and what must not: cost by context, memory over long speech, start, memory of a loaded bundle.
+
+    python -m benchmarks.growth BUNDLE [--seconds 600]
+
+Every figure is taken in a process of its own. Writes build/bench/growth-VARIANT-PRECISION.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import psutil
+
+from benchmarks.compare import machine, write
+from benchmarks.side import LANGUAGE, TEXTS
+from pipeline.stage import alone
+from qwen3_tts_ov import Bundle, Synthesizer
+
+CONTEXTS = (100, 1000, 4000)  # frames
+STEPS = 25
+STREAMED = "One sentence after another is read from a long book. "
+MEGABYTE = 1e6
+
+
+def context_cost(folder: str) -> dict[str, dict[str, float]]:
+    """Best and median milliseconds of a talker step by the frames before it.
+
+    Embeddings are random: attention does not cost more or less for them. Positions are filled a hundred at a time.
+    """
+    synthesizer = Synthesizer(Bundle.load(folder))
+    width = synthesizer.bundle.config["talker_config"]["hidden_size"]
+    rng, found, filled = np.random.default_rng(0), {}, 0
+    with synthesizer.engine.session() as session:
+        for context in CONTEXTS:
+            while filled < context:
+                session.talk(0.1 * rng.standard_normal((100, width), np.float32))
+                filled += 100
+            times = []
+            for _ in range(STEPS):
+                start = time.perf_counter()
+                session.talk(0.1 * rng.standard_normal((1, width), np.float32))
+                times.append(1000 * (time.perf_counter() - start))
+            filled += STEPS
+            found[str(context)] = {"best_ms": min(times), "median_ms": median(times)}
+    return found
+
+
+def streamed_memory(folder: str, seconds: float) -> list[dict[str, float]]:
+    """Resident memory, in MB, at every ten seconds of a long text's speech, with the time that it took so far.
+
+    A text is spoken in pieces of at most half a minute, so the talker's cache does not grow with the whole.
+    """
+    bundle = Bundle.load(folder)
+    frames = round(seconds * bundle.frames_per_second)
+    text = STREAMED * (1 + round(seconds / 3))
+    synthesizer = Synthesizer(bundle)
+    spoken, start = 0.0, time.perf_counter()
+    series: list[dict[str, float]] = []
+    for chunk in synthesizer.stream_custom_voice(text, bundle.speakers[0], LANGUAGE, seed=1, max_frames=frames):
+        spoken += len(chunk) / bundle.sample_rate
+        if spoken >= 10 * len(series):
+            resident = psutil.Process().memory_info().rss / MEGABYTE
+            series.append({"audio_seconds": spoken, "seconds": time.perf_counter() - start, "resident_mb": resident})
+    return series
+
+
+def start_seconds(folder: str) -> dict[str, float]:
+    """From the call that loads a bundle to a synthesizer that is ready, and to its first audio; a warm model cache."""
+    start = time.perf_counter()
+    synthesizer = Synthesizer(Bundle.load(folder))
+    ready = time.perf_counter() - start
+    with synthesizer.stream_custom_voice(TEXTS[0], synthesizer.bundle.speakers[0], LANGUAGE, seed=1) as stream:
+        next(stream)
+    return {"ready": ready, "first_audio": time.perf_counter() - start}
+
+
+def loaded_memory(folder: str, load: bool) -> dict[str, float]:
+    """A process's memory in MB with the runtime alone, or with every component of a bundle compiled and used once.
+
+    `anonymous` is the process's own, `file` is pages of mapped files, which the system can drop and read again.
+    """
+    ov.Core()
+    held = None
+    if load:
+        held = Synthesizer(Bundle.load(folder))
+        speech = held.custom_voice(TEXTS[0], held.bundle.speakers[0], LANGUAGE, seed=1, max_frames=8)
+        assert speech.samples
+    lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    smaps = {words[0].rstrip(":"): int(words[1]) * 1024 / MEGABYTE for words in lines}
+    return {
+        "resident": smaps["Rss"],
+        "proportional": smaps["Pss"],
+        "anonymous": smaps["Anonymous"],
+        "file": smaps["Rss"] - smaps["Anonymous"],
+    }
+
+
+def memory(folder: str) -> dict[str, Any]:
+    """What a loaded bundle adds to a process, against the size of its graphs' files."""
+    alone_, loaded = alone(loaded_memory, folder, False), alone(loaded_memory, folder, True)
+    manifest = Bundle.load(folder).manifest
+    graphs = {entry[kind] for entry in manifest["components"].values() for kind in ("xml", "bin")}
+    files = sum(manifest["files"][name]["size"] for name in graphs) / MEGABYTE
+    added = {kind: loaded[kind] - alone_[kind] for kind in loaded}
+    return {"files_mb": files, "runtime_mb": alone_, "added_mb": added, "ratio": added["resident"] / files}
+
+
+def main(folder: str, seconds: float) -> None:
+    manifest = Bundle.load(folder).manifest
+    alone(start_seconds, folder)  # fills the model cache
+    result = {
+        "machine": machine(),
+        "start_seconds": [alone(start_seconds, folder) for _ in range(3)],
+        "memory": memory(folder),
+        "talker_step_by_context": alone(context_cost, folder),
+        "streamed": alone(streamed_memory, folder, seconds) if seconds else [],
+    }
+    write(f"growth-{manifest['variant']}-{manifest['precision']}", result)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bundle")
+    parser.add_argument("--seconds", type=float, default=600, help="of streamed speech; 0 leaves it out")
+    given = parser.parse_args(sys.argv[1:])
+    main(given.bundle, given.seconds)
