@@ -109,11 +109,12 @@ ENGINE ?= build/engine
 ROUNDS ?= 7
 
 bench: setup
-	mkdir -p build && cp params.yaml build/params.yaml.before
-	$(MAKE) only VARIANT="$(BENCH)" PRECISION="int8 int4" LAYOUTS=openarc
+	mkdir -p build
+	cp params.yaml build/params.yaml.before; \
+	trap 'mv build/params.yaml.before params.yaml' EXIT; trap 'exit 130' INT TERM; \
+	$(MAKE) only VARIANT="$(BENCH)" PRECISION="int8 int4" LAYOUTS=openarc && \
 	$(BIN)/dvc repro $(foreach variant,$(BENCH),bundle@$(variant)-int8) \
-	  bundle@$(firstword $(BENCH))-int4 layout_bundle@openarc-$(firstword $(BENCH))-int8; \
-	  status=$$?; mv build/params.yaml.before params.yaml; exit $$status
+	  bundle@$(firstword $(BENCH))-int4 layout_bundle@openarc-$(firstword $(BENCH))-int8
 	for size in 0.6b 1.7b; do \
 	  $(BIN)/python -m benchmarks.compare $$size --rounds $(ROUNDS) --engine $(ENGINE) --reference $(REFERENCE) && \
 	  $(BIN)/python -m benchmarks.table build/bench/$$size.json || exit 1; \

@@ -126,7 +126,7 @@ def write(name: str, data: Mapping[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    partial.write_text(json.dumps(data, indent=1) + "\n")
     partial.replace(path)
     print(path)
 
