@@ -116,7 +116,13 @@ class Attention(nn.Module):
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """The attention's output [batch, queries, size]; rotary positions are already in queries and keys."""
+        """The attention's output [batch, queries, size]; rotary positions are already in queries and keys.
+
+        Without a mask there is one position of queries, which attends to all.
+        """
+        if mask is None:  # the heads that share keys are so many queries of them: nothing to repeat or to transpose
+            mixed = F.scaled_dot_product_attention(queries.unflatten(1, (self.kv_heads, -1)).squeeze(3), keys, values)
+            return self.o_proj(mixed.flatten(1)[:, None])
         keys, values = self._per_query_head(keys), self._per_query_head(values)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor, nn
 
 from .config import SpeechDecoderConfig
@@ -165,19 +163,15 @@ class ConvNeXt(nn.Module):
         return x + y.transpose(1, 2)
 
 
-# sin²(πr) = r² p(r²) for r in [-½, ½]: the coefficients of p, which leave a relative error of 2.4e-7 in float32.
-_SINE_SQUARED = (
-    Chebyshev.interpolate(lambda square: (np.pi * np.sinc(np.sqrt(square))) ** 2, 5, domain=[0, 0.25])
-    .convert(kind=Polynomial)
-    .coef.tolist()
-)
+# sin²(πt) = 1 - (c ((t² - a)² + b)² + d)² for t in [-½, ½]: least squares, which leave an error of 1.1e-6 at most.
+_SINE = {"a": 2.28033068, "b": -1.41531027, "c": 0.14294946, "d": -1.04749199}
 
 
 class SnakeBeta(nn.Module):
     """x + sin²(a x) / b, with a and b stored as logarithms (Ziyin et al. 2020, arXiv 2006.08195).
 
-    The sine is a polynomial, because OpenVINO's CPU plugin has no vector code for `Sin`, which then takes a third of
-    the decoder's time.
+    The sine is a polynomial, because OpenVINO's CPU plugin has no vector code for `Sin`. It is one of squares, each of
+    one operand: those the plugin runs as one pass over memory, where it would take one for each product of Horner's.
     """
 
     def __init__(self, channels: int) -> None:
@@ -188,11 +182,9 @@ class SnakeBeta(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         half_turns = x * (torch.exp(self.alpha)[:, None] / torch.pi)
         amplitude = 1.0 / (torch.exp(self.beta)[:, None] + 1e-9)
-        square = (half_turns - torch.round(half_turns)) ** 2
-        *rest, polynomial = _SINE_SQUARED
-        for coefficient in reversed(rest):
-            polynomial = polynomial * square + coefficient
-        return x + amplitude * (polynomial * square)
+        t = torch.remainder(half_turns + 0.5, 1.0) - 0.5
+        cosine = _SINE["c"] * ((t**2 - _SINE["a"]) ** 2 + _SINE["b"]) ** 2 + _SINE["d"]
+        return x + amplitude * (1.0 - cosine**2)
 
 
 class ResidualUnit(nn.Module):

@@ -34,6 +34,7 @@ SOURCES = (
     "dvc.yaml",
     "pyproject.toml",
 )
+QUANTISED_TOGETHER = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 TOKENIZER_PROBES = (
     "<|im_start|>assistant\nHello, world!<|im_end|>\n<|im_start|>assistant\n",
     "  It's 12:30 -- naïve café, cafe\u0301, ﬁne\u200b.\r\n\n\tEnd  ",
@@ -150,7 +151,7 @@ def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]
         "speakers": sorted(talker.get("spk_id") or {}),
         "dialects": {name: dialect for name, dialect in (talker.get("spk_is_dialect") or {}).items() if dialect},
         "generation": read_json(bundle / "generation_config.json"),
-        "placement": placement(cfg, held),
+        "placement": placement(cfg, held, stored),
         "evidence": evidence(where) | ({} if cfg.layout.name == NATIVE else {cfg.layout.name: evidence(paths(cfg))}),
         "provenance": provenance(cfg),
     }
@@ -194,13 +195,28 @@ def lengths(shape: ov.PartialShape) -> list[int]:
     return [axis.get_length() if axis.is_static else -1 for axis in shape]
 
 
-def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
+def placement(cfg: DictConfig, held: list[Graph], stored: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The recommended compile properties of every component on every device that conf/device knows."""
     devices: Any = OmegaConf.to_container(cfg.device.placement, resolve=True)
     return {
-        device: {graph.component: chosen.get(graph.policy, chosen.get("default", {})) for graph in held}
+        device: {
+            graph.component: within_groups(
+                chosen.get(graph.policy, chosen.get("default", {})), stored[graph.component].get("group_size")
+            )
+            for graph in held
+        }
         for device, chosen in devices.items()
     }
+
+
+def within_groups(properties: dict[str, Any], weights: int | None) -> dict[str, Any]:
+    """Compile properties whose groups of activations are no larger than `weights`, the groups that share a scale.
+
+    With larger ones OpenVINO's CPU plugin does not quantise activations at all (0.6B code predictor in int4: 30.8 ms
+    instead of 18.1).
+    """
+    group = properties.get(QUANTISED_TOGETHER, 0)
+    return properties | {QUANTISED_TOGETHER: weights} if weights and 0 < weights < group else properties
 
 
 def evidence(where: Paths) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Component(nn.Module):
     outputs: tuple[str, ...]
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
     adapts: ClassVar[str | None] = None  # of an adaptor: the component whose precision policy it takes
+    merge_products: ClassVar[bool] = False  # whether query, key and value, gate and up are one product each
 
     inputs: dict[str, Port]
     states: dict[str, tuple[int, ...]]
@@ -166,7 +167,7 @@ class Talker(Component):
 class CodePredictor(Component):
     """A whole frame in one call: hidden state and first code in, sixteen codes and their summed embedding out."""
 
-    name, outputs = "code_predictor", ("codes", "embeddings")
+    name, outputs, merge_products = "code_predictor", ("codes", "embeddings"), True
     candidates: int | None = None  # any number of codes may be drawn from
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -20,7 +20,7 @@ from model_src.checkpoint import Checkpoint
 from model_src.layers import Linear
 from pipeline.adaptors import make
 from pipeline.components import Component
-from pipeline.rewiring import readers, replace
+from pipeline.rewiring import merge_products, readers, replace
 
 # Traced as one operation over the stored weight. The tracer keeps every tensor that it sees, so running the layers
 # would hold a float32 copy of each weight for every time it is used: 4.1 GB for the 1.7B's code predictor of 0.36 GB.
@@ -62,6 +62,8 @@ def convert(component: Component) -> ov.Model:
     for port, name in zip(model.outputs, [*component.outputs, *present], strict=True):
         port.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
+    if component.merge_products:
+        merge_products(model)
     if past:
         make_stateful(model, dict(zip(past, present, strict=True)))
     return model

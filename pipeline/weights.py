@@ -14,7 +14,7 @@ from openvino import opset13 as ops
 
 from pipeline import forcing
 from pipeline.forcing import Arrays
-from pipeline.rewiring import readers, replace
+from pipeline.rewiring import as_f32, readers, replace
 from pipeline.stage import PipelineError, one_line
 
 # Constants with fewer elements (norms, biases, rotary frequencies, scales) cost nothing and stay in 32 bits.
@@ -111,14 +111,6 @@ def to_f16(model: ov.Model, but_bf16_matrices: bool = False) -> None:
             else:
                 replace(node, stored)  # the cast that follows takes f16 as well
     model.validate_nodes_and_infer_types()
-
-
-def as_f32(constant: ov.Node) -> np.ndarray:
-    """A constant's values as float32. bfloat16 comes from OpenVINO as the 16 bits it is stored in."""
-    data = constant.get_data()
-    if constant.get_element_type() == ov.Type.bf16:
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return data
 
 
 def replace_with_casts(constant: ov.Node, value: ov.Node) -> None:

@@ -77,6 +77,15 @@ def test_the_same_inputs_give_the_same_bytes(inputs):
     assert checksums(inputs.bundle) == first
 
 
+def test_activations_are_quantised_in_groups_no_larger_than_the_weights():
+    """As a bundle of int4-max recommends it, whose code predictor has groups of 32."""
+    properties = {"PERFORMANCE_HINT": "LATENCY", bundle.QUANTISED_TOGETHER: 256}
+    for weights, expected in ((32, 32), (512, 256), (-1, 256), (None, 256)):  # -1: a scale a channel
+        found = bundle.within_groups(properties, weights)
+        assert found == properties | {bundle.QUANTISED_TOGETHER: expected}
+    assert bundle.within_groups({"PERFORMANCE_HINT": "LATENCY"}, 32) == {"PERFORMANCE_HINT": "LATENCY"}
+
+
 def test_where_it_was_made_and_what_it_measured_do_not_change_the_id(inputs):
     run_bundle(inputs)
     manifest = json.loads((inputs.bundle / "manifest.json").read_text())
