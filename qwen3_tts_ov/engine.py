@@ -148,7 +148,6 @@ class Engine:
             raise DeviceError(f"{name}: cannot be compiled for {device}: {_reason(error)}") from None
         self.compile_seconds[name] = time.perf_counter() - start
 
-
     def _for_one(self, xml: Path) -> ov.Model:
         """A graph for a batch of one: every shape is known then, and the CPU plugin takes a fifth less time.
 
