@@ -1,6 +1,6 @@
-"""Side: this project's runtime with a bundle.
+"""Side: this project's runtime with a bundle, as the bundle recommends it or with another arithmetic of the decoder.
 
-python -m benchmarks.ours BUNDLE
+python -m benchmarks.ours BUNDLE [bf16]
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from qwen3_tts_ov import Bundle, Synthesizer
 from qwen3_tts_ov.bench import READ, component_reader, ms_a_frame
 
 
-def load(folder: str) -> tuple[Speak, dict[str, Any]]:
+def load(folder: str, decoder: str | None = None) -> tuple[Speak, dict[str, Any]]:
     bundle = Bundle.load(folder)
     start = time.perf_counter()
-    synthesizer = Synthesizer(bundle)
+    properties = {"speech_decoder": {"INFERENCE_PRECISION_HINT": decoder}} if decoder else {}
+    synthesizer = Synthesizer(bundle, properties=properties)
     loaded = time.perf_counter() - start
     voice = bundle.speakers[0]
 
@@ -45,4 +46,4 @@ def load(folder: str) -> tuple[Speak, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    serve(lambda: load(sys.argv[1]))
+    serve(lambda: load(*sys.argv[1:]))

@@ -47,10 +47,11 @@ def rows(run: Run) -> Iterator[str]:
 def ratios(run: Run) -> Iterator[str]:
     """How the sides of this project stand to the others, to the memory and to their own first audio."""
     sides = {name: side["figures"] for name, side in run["sides"].items()}
-    for name in (name for name in sides if name.startswith("ours-")):
+    own = [name for name in sides if name.startswith("ours-")]
+    for place, name in enumerate(own):
         ours = sides[name]
         for other, theirs in sides.items():
-            if other != name and "seconds" in theirs and not (name == "ours-int8" and other == "ours-int4"):
+            if "seconds" in theirs and other not in own[place:]:
                 for measure, words in (
                     ("three_parts_ms_a_frame", "all three parts"),
                     ("whole_ms_a_frame", "text to WAV"),
