@@ -55,12 +55,12 @@ def context_cost(folder: str) -> dict[str, dict[str, float]]:
 def streamed_memory(folder: str, seconds: float) -> list[dict[str, float]]:
     """Resident memory, in MB, at every ten seconds of a long text's speech, with the time that it took so far.
 
-    A text is spoken in pieces of at most half a minute, and random weights speak each to its limit, which is four
-    times as long. A limit on the frames of the whole would replace those of the pieces, so the stream is left instead.
+    A text is spoken in pieces of at most half a minute. A limit on the frames of the whole would replace those of the
+    pieces, so the text is longer than needed and the stream is left.
     """
     bundle = Bundle.load(folder)
     synthesizer = Synthesizer(bundle)
-    text = STREAMED * (1 + round(seconds / 3))
+    text = STREAMED * (1 + round(seconds))
     spoken, start = 0.0, time.perf_counter()
     series: list[dict[str, float]] = []
     with synthesizer.stream_custom_voice(text, bundle.speakers[0], LANGUAGE, seed=1) as stream:
