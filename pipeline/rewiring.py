@@ -53,4 +53,4 @@ def as_f32(constant: ov.Node) -> np.ndarray:
     data = constant.get_data()
     if constant.get_element_type() == ov.Type.bf16:
         return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return data.astype(np.float32)
+    return data.astype(np.float32, copy=False)
