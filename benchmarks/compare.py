@@ -37,8 +37,8 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
     official = [str(Path(arguments.reference).expanduser() / "bin" / "python"), "-m", "benchmarks.official", checkpoint]
     engine = [*python, "benchmarks.other_engine", str(Path(arguments.engine).expanduser()), checkpoint]
     ours = {
-        "-".join(("ours", precision, *decoder)): [*python, "benchmarks.ours", str(folder / "bundle"), *decoder]
-        for precision, folder in ((precision, variant / precision) for precision in ("int8", "int4"))
+        "-".join(("ours", folder.name, *decoder)): [*python, "benchmarks.ours", str(folder / "bundle"), *decoder]
+        for folder in (variant / "int8", variant / "int4")
         for decoder in ((), ("bf16",))
     }
     reading = {"read-int8": [*python, "benchmarks.bandwidth", str(variant / "int8" / "bundle")]}

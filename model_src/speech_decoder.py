@@ -164,7 +164,7 @@ class ConvNeXt(nn.Module):
 
 
 # sin²(πt) = 1 - (c ((t² - a)² + b)² + d)² for t in [-½, ½]: least squares, which leave an error of 1.1e-6 at most.
-_SINE = {"a": 2.28033068, "b": -1.41531027, "c": 0.14294946, "d": -1.04749199}
+_SINE = (2.28033068, -1.41531027, 0.14294946, -1.04749199)  # a, b, c, d
 
 
 class SnakeBeta(nn.Module):
@@ -183,7 +183,8 @@ class SnakeBeta(nn.Module):
         half_turns = x * (torch.exp(self.alpha)[:, None] / torch.pi)
         amplitude = 1.0 / (torch.exp(self.beta)[:, None] + 1e-9)
         t = torch.remainder(half_turns + 0.5, 1.0) - 0.5
-        cosine = _SINE["c"] * ((t**2 - _SINE["a"]) ** 2 + _SINE["b"]) ** 2 + _SINE["d"]
+        a, b, c, d = _SINE
+        cosine = c * ((t**2 - a) ** 2 + b) ** 2 + d
         return x + amplitude * (1.0 - cosine**2)
 
 

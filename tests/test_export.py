@@ -68,6 +68,15 @@ class TestEveryGraph:
             assert_equal([row_of(result, row) for result in together], alone)
 
 
+def test_a_layer_of_the_code_predictor_is_four_products(artifact):
+    """Query, key and value at once, output, gate and up at once, down; a projection before and a head after them."""
+    config = Checkpoint(artifact("download", "tiny-base")).config.talker_config.code_predictor_config
+    graph = ov.Core().read_model(artifact("export", "tiny-base") / "code_predictor.xml")
+    weights = [node.input_value(1).get_node() for node in graph.get_ops() if node.get_type_name() == "MatMul"]
+    products = sum(weight.get_type_name() == "Convert" for weight in weights)
+    assert products == (config.num_code_groups - 1) * (4 * config.num_hidden_layers + 2)
+
+
 PORTS = {
     "text_embedding": (["token_ids i64 [?,?]"], ["embeddings f32 [?,?,64]"]),
     "codec_embedding": (["token_ids i64 [?,?]"], ["embeddings f32 [?,?,64]"]),

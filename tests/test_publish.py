@@ -154,7 +154,8 @@ def test_every_figure_of_the_card_is_in_the_manifest(released):
 def test_the_front_matter_passes_the_hub_s_validation(released, tmp_path, monkeypatch):
     run(released)
     loaded = ModelCard.load(target(released) / "README.md")
-    assert (loaded.data.library_name, loaded.data.pipeline_tag) == ("openvino", "text-to-speech")
+    fields = loaded.data.to_dict()
+    assert (fields["library_name"], fields["pipeline_tag"]) == ("openvino", "text-to-speech")
     assert loaded.data.license == "apache-2.0"
     assert {"en", "zh"} <= set(loaded.data.language)
     measured = manifest_of(target(released))["precisions"]["int8"]["quality"]

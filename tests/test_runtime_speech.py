@@ -341,6 +341,7 @@ def test_devices_and_properties_are_chosen_by_component_over_the_recommendation(
     compiled = loaded.engine._compiled
     assert compiled["talker"].get_property("EXECUTION_DEVICES") in (["CPU"], ["(CPU)"])
     assert compiled["speech_decoder"].get_property("INFERENCE_NUM_THREADS") == 1
+    assert all(port.partial_shape.is_static for port in compiled["code_predictor"].inputs)  # for a batch of one
     for name, recommended in bundle.manifest["placement"]["CPU"].items():
         if name in ("code_predictor", "speech_decoder") and "INFERENCE_PRECISION_HINT" in recommended:
             chosen = compiled[name].get_property("INFERENCE_PRECISION_HINT")
