@@ -103,22 +103,21 @@ def requests(synthesizer: Synthesizer, cfg: DictConfig) -> Requests:
     """The same request twice, whole and streamed, in the one way that this kind of bundle speaks."""
     bundle, said = synthesizer.bundle, cfg.smoke
     common: dict[str, Any] = {"text": said.text, "seed": cfg.seed, "max_frames": said.max_frames}
-    streamed: dict[str, Any] = common | {"first_chunk": said.first_chunk}
     if bundle.kind == "custom_voice":
         speaker = bundle.speakers[0]
         return (
             partial(synthesizer.custom_voice, speaker=speaker, **common),
-            partial(synthesizer.stream_custom_voice, speaker=speaker, **streamed),
+            partial(synthesizer.stream_custom_voice, speaker=speaker, **common),
         )
     if bundle.kind == "voice_design":
         return (
             partial(synthesizer.voice_design, instruct=said.instruct, **common),
-            partial(synthesizer.stream_voice_design, instruct=said.instruct, **streamed),
+            partial(synthesizer.stream_voice_design, instruct=said.instruct, **common),
         )
     voice = synthesizer.voice_prompt(ROOT / said.reference, said.reference_text)
     return (
         partial(synthesizer.clone, voice=voice, **common),
-        partial(synthesizer.stream_clone, voice=voice, **streamed),
+        partial(synthesizer.stream_clone, voice=voice, **common),
     )
 
 

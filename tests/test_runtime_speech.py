@@ -54,14 +54,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], Synthesizer]:
-    """`synthesizer("custom_voice")`: one for each mode, compiled once."""
-    made: dict[str, Synthesizer] = {}
+    """`synthesizer("custom_voice")`: one for each mode, compiled once; `exact` has the speech decoder in f32."""
+    made: dict[tuple[str, bool], Synthesizer] = {}
 
-    def get(mode: str) -> Synthesizer:
+    def get(mode: str, exact: bool = False) -> Synthesizer:
         variant = VARIANTS[mode]
-        if variant not in made:
-            made[variant] = Synthesizer(Bundle.load(artifact("bundle", variant, "int8")), cache_dir=cache)
-        return made[variant]
+        if (variant, exact) not in made:
+            properties = {"speech_decoder": {"INFERENCE_PRECISION_HINT": "f32"}} if exact else None
+            bundle = Bundle.load(artifact("bundle", variant, "int8"))
+            made[variant, exact] = Synthesizer(bundle, properties=properties, cache_dir=cache)
+        return made[variant, exact]
 
     return get
 
@@ -70,8 +72,8 @@ def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], S
 def modes(synthesizer) -> Callable[[str], tuple[Callable[..., Speech], Callable[..., SpeechStream]]]:
     """`modes("clone_icl")`: how that mode speaks whole and how it streams, with the voice already chosen."""
 
-    def get(mode: str) -> tuple[Callable[..., Speech], Callable[..., SpeechStream]]:
-        loaded = synthesizer(mode)
+    def get(mode: str, exact: bool = False) -> tuple[Callable[..., Speech], Callable[..., SpeechStream]]:
+        loaded = synthesizer(mode, exact)
         if mode == "custom_voice":
             voice = {"speaker": loaded.bundle.speakers[0]}
             return partial(loaded.custom_voice, **voice), partial(loaded.stream_custom_voice, **voice)
@@ -104,9 +106,15 @@ class TestEveryMode:
         np.testing.assert_array_equal(first.waveform, again.waveform)
         assert not np.array_equal(first.codes, other.codes)
 
-    @pytest.mark.parametrize("first_chunk", [1, 3, 100])
-    def test_the_chunks_of_a_stream_joined_equal_the_whole(self, modes, mode, first_chunk):
+    def test_a_stream_joined_equals_the_whole_whatever_the_arithmetic(self, modes, mode):
         speak, stream = modes(mode)
+        whole = speak(TEXT, seed=2, max_frames=40)
+        with stream(TEXT, seed=2, max_frames=40) as chunks:
+            np.testing.assert_array_equal(np.concatenate(list(chunks)), whole.waveform)
+
+    @pytest.mark.parametrize("first_chunk", [1, 3, 100])
+    def test_chunks_of_any_size_joined_equal_the_whole(self, modes, mode, first_chunk):
+        speak, stream = modes(mode, exact=True)
         whole = speak(TEXT, seed=2, max_frames=40)
         with stream(TEXT, seed=2, max_frames=40, first_chunk=first_chunk) as chunks:
             pieces = list(chunks)
