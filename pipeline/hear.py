@@ -80,7 +80,7 @@ def start(bundle: Bundle, device: str, cfg: DictConfig, cache: str | Literal[Fal
 def reference_record(bundle: Bundle, ir: Path, cfg: DictConfig) -> Record:
     """What the CPU says with the weights as the checkpoint stores them, in 16 bits: the graphs of `export`."""
     components = bundle.manifest["components"]
-    exported = {name: {"xml": str((ir / f"{name}.xml").resolve())} for name in bundle.components}
+    exported = {name: components[name] | {"xml": str((ir / f"{name}.xml").resolve())} for name in bundle.components}
     uncompressed = replace(bundle, manifest=bundle.manifest | {"components": components | exported})
     synthesizer, whole, _ = start(uncompressed, "CPU", cfg, False)
     return record(synthesizer, whole)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from . import memory
 from .bundle import Bundle
 from .errors import DeviceError, RequestError
 from .prompt import REFERENCE, SPEAKER, Prompt
@@ -120,7 +121,9 @@ class Engine:
     def _encode(self, name: str, audio: Floats, output: str) -> NDArray[Any]:
         with self._lock:
             self._compile(name)
-        return _infer(name, self._request(name), {"audio": audio[None]})[output][0].copy()
+        found = _infer(name, self._request(name), {"audio": audio[None]})[output][0].copy()
+        memory.release()
+        return found
 
     def _request(self, name: str) -> ov.InferRequest:
         return self._compiled[name].create_infer_request()
@@ -134,10 +137,7 @@ class Engine:
             known = ", ".join(self._core.available_devices)
             raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
         recommended = self.bundle.manifest["placement"].get(base, {}).get(name, {})
-        # OpenVINO's cache holds a copy of the weights. (CACHE_MODE OPTIMIZE_SIZE leaves them out, but the CPU plugin of
-        # 2026.4 then reads back a talker without outputs.) A table has nothing to compile, so it stays out.
-        cache = {} if name in _TABLES else self._cache
-        chosen = {"PERFORMANCE_HINT": "LATENCY"} | cache | recommended
+        chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
         chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
         xml = self.bundle.path(self.bundle.manifest["components"][name]["xml"])
         start = time.perf_counter()
@@ -147,6 +147,16 @@ class Engine:
         except RuntimeError as error:
             raise DeviceError(f"{name}: cannot be compiled for {device}: {_reason(error)}") from None
         self.compile_seconds[name] = time.perf_counter() - start
+
+    def _gains_by_cache(self, name: str) -> bool:
+        """Whether OpenVINO's cache, which holds a copy of the weights, makes the next start of a component faster.
+
+        A table has nothing to compile. A talker in 16 bits comes back from the CPU plugin's cache in 32: it takes twice
+        the memory, half as long again for a step and longer to start. (CACHE_MODE OPTIMIZE_SIZE leaves the weights out,
+        but that plugin, of 2026.4, then reads back a talker without outputs.)
+        """
+        weights = self.bundle.manifest["components"][name]["precision"]
+        return name not in _TABLES and (name != "talker" or any(kind in weights for kind in ("i8", "u8", "i4", "u4")))
 
     def _for_one(self, xml: Path) -> ov.Model:
         """A graph for a batch of one: every shape is known then, and the CPU plugin takes a fifth less time.
@@ -169,6 +179,7 @@ class Session:
 
     def __init__(self, requests: Mapping[str, ov.InferRequest]) -> None:
         self._requests = requests
+        self._ran: set[str] = set()
         self._position = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: defaultdict[str, int] = defaultdict(int)
@@ -248,6 +259,9 @@ class Session:
         result = _infer(name, self._requests[name], inputs)
         self.seconds[counted_as or name] += time.perf_counter() - start
         self.calls[counted_as or name] += 1
+        if name not in self._ran:
+            self._ran.add(name)
+            memory.release()
         return result
 
     def _finite(self, name: str, values: Floats) -> Floats:

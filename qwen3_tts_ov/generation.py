@@ -17,7 +17,7 @@ from .sampling import Sampling, TalkerSampler, exponential
 from .speech import Outcome, StopReason, Timings
 from .voice import VoicePrompt
 
-LARGEST_CHUNK = 32  # frames decoded in one go
+LARGEST_CHUNK = 16  # frames decoded in one go; 32 are 3 % faster and take 200 MB more
 _PAUSE_SECONDS = 0.25  # between the pieces of a long text
 _DECAY_SECONDS = 0.001  # in which the sample before a pause falls to a third, so that no cut clicks
 
