@@ -40,7 +40,8 @@ def run(cfg: DictConfig) -> None:
     # The largest first: a graph is in memory twice while it is compiled.
     xmls = sorted((where.ir / name for name in names), key=lambda xml: -xml.with_suffix(".bin").stat().st_size)
     graphs = {xml.stem: compiled(xml) for xml in xmls}
-    session = Recorder({name: graph.create_infer_request() for name, graph in graphs.items()})
+    requests = {name: graph.create_infer_request() for name, graph in graphs.items()}
+    session = Recorder(requests, [xml.with_suffix(".bin").resolve() for xml in xmls])
     config = json.loads((where.checkpoint / "config.json").read_text(encoding="utf-8"))
     generation = json.loads((where.checkpoint / "generation_config.json").read_text(encoding="utf-8"))
     voice = reference_voice(graphs, where.checkpoint, cfg.rollout) if kind == "base" else None

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,6 +82,8 @@ class Engine:
                 raise RequestError(f"unknown component {name!r}; this bundle has: {', '.join(bundle.components)}")
         self._core = ov.Core()
         self._cache = _cache_properties(cache_dir, bundle)
+        self._mapped = [bundle.path(entry["bin"]).resolve() for entry in bundle.manifest["components"].values()]
+        self._mapped += [Path(folder).resolve() for folder in self._cache.values()]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
         self._free: list[Session] = []
@@ -95,7 +97,8 @@ class Engine:
         with self._lock:
             session = self._free.pop() if self._free else None
         if session is None:
-            session = Session({name: self._request(name) for name in self.bundle.components if name not in _ENCODERS})
+            requests = {name: self._request(name) for name in self.bundle.components if name not in _ENCODERS}
+            session = Session(requests, self._mapped)
         try:
             yield session
         finally:
@@ -122,7 +125,7 @@ class Engine:
         with self._lock:
             self._compile(name)
         found = _infer(name, self._request(name), {"audio": audio[None]})[output][0].copy()
-        memory.release()
+        memory.release(self._mapped)
         return found
 
     def _request(self, name: str) -> ov.InferRequest:
@@ -142,8 +145,9 @@ class Engine:
         xml = self.bundle.path(self.bundle.manifest["components"][name]["xml"])
         start = time.perf_counter()
         try:
-            graph = self._for_one(xml) if name == "code_predictor" else xml
-            self._compiled[name] = self._core.compile_model(graph, device, chosen)
+            with memory.mapping:
+                graph = self._for_one(xml) if name == "code_predictor" else xml
+                self._compiled[name] = self._core.compile_model(graph, device, chosen)
         except RuntimeError as error:
             raise DeviceError(f"{name}: cannot be compiled for {device}: {_reason(error)}") from None
         self.compile_seconds[name] = time.perf_counter() - start
@@ -174,11 +178,12 @@ class Session:
     """One utterance's infer requests: embeds its prompt, steps through its frames, decodes them. For one thread.
 
     `seconds` and `calls` count by component since the last `reset`, the talker's first call of an utterance as
-    `prefill`.
+    `prefill`. What is resident of the `mapped` files is given back when a component has run for the first time.
     """
 
-    def __init__(self, requests: Mapping[str, ov.InferRequest]) -> None:
+    def __init__(self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = ()) -> None:
         self._requests = requests
+        self._mapped = mapped
         self._ran: set[str] = set()
         self._position = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -261,7 +266,7 @@ class Session:
         self.calls[counted_as or name] += 1
         if name not in self._ran:
             self._ran.add(name)
-            memory.release()
+            memory.release(self._mapped)
         return result
 
     def _finite(self, name: str, values: Floats) -> Floats:
