@@ -36,15 +36,15 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
     python, checkpoint = [sys.executable, "-m"], str(variant / "checkpoint")
     official = [str(Path(arguments.reference).expanduser() / "bin" / "python"), "-m", "benchmarks.official", checkpoint]
     engine = [*python, "benchmarks.other_engine", str(Path(arguments.engine).expanduser()), checkpoint]
-    ours = {
-        "-".join(("ours", folder.name, *decoder)): [*python, "benchmarks.ours", str(folder / "bundle"), *decoder]
-        for folder in (variant / "int8", variant / "int4")
-        for decoder in ((), ("bf16",))
-    }
+    int8, int4 = ([*python, "benchmarks.ours", str(variant / name / "bundle")] for name in ("int8", "int4"))
     reading = {"read-int8": [*python, "benchmarks.bandwidth", str(variant / "int8" / "bundle")]}
     if arguments.name == "1.7b":
-        return {"ours-int8": ours["ours-int8"]} | reading
-    return ours | reading | {
+        return {"ours-int8": int8} | reading
+    return {
+        "ours-int8": int8,
+        "ours-int8-f32": [*int8, "f32"],
+        "ours-int4": int4,
+        **reading,
         "step-by-step-int8": [*python, "benchmarks.stepwise", str(variant / "int8" / "openarc" / "bundle")],
         "engine-int8": [*engine, "int8"],
         "engine-int4": [*engine, "int4"],

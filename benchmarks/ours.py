@@ -1,6 +1,6 @@
 """Side: this project's runtime with a bundle, as the bundle recommends it or with another arithmetic of the decoder.
 
-python -m benchmarks.ours BUNDLE [bf16]
+python -m benchmarks.ours BUNDLE [f32]
 """
 
 from __future__ import annotations
