@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .code_predictor import CodePredictor
 from .config import CheckpointConfig
@@ -133,6 +134,15 @@ UNUSED = re.compile(
 _USAGE_FLOOR = 1e-5  # the official codebooks divide by at least this
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves new parameters as they are. On the meta device a random start loads PyTorch's compiler, for a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if getattr(function, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 class Checkpoint:
     """A checkpoint folder: its configuration, and its tensors by name.
 
@@ -188,7 +198,7 @@ class Checkpoint:
                 yield file.get_slice(name)[start : start + size]
 
     def _empty(self, name: str) -> nn.Module:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialValues():
             return NETWORKS[name].build(self.config)
 
     def _sources(self, network: str, parameter: str, value: Tensor) -> dict[str, list[int]]:

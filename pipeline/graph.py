@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 from openvino.frontend.pytorch import ModuleExtension
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
 from model_src.checkpoint import Checkpoint
 from model_src.layers import Linear
@@ -51,7 +52,14 @@ def convert(component: Component) -> ov.Model:
     example = trace_example(component)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer points at every Python branch; those here are constant
-        model = ov.convert_model(component, example_input=example, extension=LINEAR)
+        # PyTorch would trace twice more and compare; the stage compares what the graph computes.
+        traced = TorchScriptPythonDecoder(
+            component,
+            example_input=example,
+            module_extensions={LINEAR.module: LINEAR},
+            trace_kwargs={"check_trace": False},
+        )
+        model = ov.convert_model(traced, example_input=example)
     past = list(component.states)
     # OpenVINO's passes for NPU recognise a cache by `past_key_values.*` and `present.*`.
     present = [re.sub("past(_key_values)?", "present", name, count=1) for name in past]
