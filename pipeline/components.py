@@ -135,7 +135,7 @@ class ResidualCodeEmbedding(Component):
 class Talker(Component):
     """One step of the talker, or a prefill; the KV cache is the state, gathered by `beam_idx`."""
 
-    name, outputs = "talker", ("logits", "hidden")
+    name, outputs, merge_products = "talker", ("logits", "hidden"), True
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)

@@ -22,8 +22,8 @@ def replace(node: ov.Node, value: ov.Node) -> None:
 def merge_products(model: ov.Model) -> None:
     """Multiply an input that meets several weight matrices with all their rows at once, and split the result.
 
-    In a graph of fixed shapes OpenVINO's CPU plugin splits without copying, and each product costs some microseconds
-    beside its reading of weights.
+    On CPU each product costs some 12 microseconds beside its reading of weights. The split copies nothing in a graph of
+    fixed shapes, and little for one position.
     """
     products = defaultdict(list)
     for node in model.get_ordered_ops():

@@ -75,7 +75,7 @@ def test_each_layer_runs_as_fused_attention_with_its_cache_inside(artifact, prec
     assert count["RoPE"] == 2 * LAYERS, "queries and keys"
     assert count["RMS"] == 4 * LAYERS + 1, "two of a layer, two of its queries and keys, the last one"
     assert count["MatMul"] == count["Softmax"] == 0, "attention has not fallen apart"
-    assert count["FullyConnected"] == 7 * LAYERS + 1, "q, k, v, o, gate, up, down, and the head"
+    assert count["FullyConnected"] == 4 * LAYERS + 1, "qkv, o, gate and up, down, and the head"
 
     assert count["MemoryInput"] == count["MemoryOutput"] == 2 * LAYERS
     for node in nodes:
