@@ -104,8 +104,7 @@ class Engine:
             yield session
         finally:
             session.reset()
-            if new:
-                memory.release(self._mapped)
+            memory.release(self._mapped if new else [])
             with self._lock:
                 self._free.append(session)
 
