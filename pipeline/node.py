@@ -55,8 +55,8 @@ def wanted(device: DictConfig, nodes: list[dict[str, float]]) -> list[str]:
 def needs(group: Group, overrides: dict[str, str], cpus: int, smoke_on: list[str]) -> dict[str, Any]:
     """What Ray must find free on a node for a group, as options of a task; `overrides` are those of its stages.
 
-    Memory and disk grow with the components together: rollout and smoke hold all of them, uncompressed, at 6.1 GB (0.6B)
-    and 6.7 GB (1.7B); calibrated int4 takes 9.0 GB at 1.7B. On disk a cell has the exported graphs and its own twice,
+    Memory and disk grow with the components together: rollout and smoke hold all of them uncompressed, 6.1 GB at 0.6B
+    and 6.7 GB at 1.7B; calibrated int4 takes 9.0 GB there. On disk a cell has the exported graphs and its own twice,
     beside the checkpoint that another runtime's layout copies from.
     """
     cfg = configuration([f"{key}={value}" for key, value in overrides.items()])
