@@ -104,7 +104,10 @@ class Engine:
             yield session
         finally:
             session.reset()
-            memory.release(self._mapped if new else [])
+            if new:
+                memory.release(self._mapped)
+            else:
+                memory.trim()
             with self._lock:
                 self._free.append(session)
 
