@@ -232,7 +232,7 @@ def test_needs_grow_with_the_weights():
 
     memory = {size: asks(f"synthetic-{size}")["memory"] / 1e9 for size in ("0.6b-custom-voice", "1.7b-base")}
     assert 6.6 < memory["0.6b-custom-voice"] < 7.5
-    assert 9.9 < memory["1.7b-base"] < 12, "calibrated int4 took 9.0 GB"
+    assert 10.4 < memory["1.7b-base"] < 12, "calibrated int4 took 9.0 GB, and others may run beside it"
     assert asks("tiny-base")["memory"] < 1.5e9
     assert asks("0.6b-base")["resources"]["disk"] < asks("1.7b-base")["resources"]["disk"] < 20
     assert "intel_gpu" not in asks("tiny-base", "GPU")["resources"]
