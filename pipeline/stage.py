@@ -235,9 +235,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises PipelineError when the process dies, as it does when the system takes its memory away.
     """
     context = multiprocessing.get_context("forkserver")
-    # The imports are done once, before the forks; under `python -m`, a module's own name is in its specification.
-    spec = sys.modules[function.__module__].__spec__
-    context.set_forkserver_preload([spec.name] if spec else [])
+    context.set_forkserver_preload([function.__module__])  # the imports are done once, before the forks
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         try:
             return pool.submit(function, *arguments).result()

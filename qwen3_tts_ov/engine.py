@@ -95,19 +95,18 @@ class Engine:
     def session(self) -> Iterator[Session]:
         """A session of its own for one request; sessions are used again, so there are as many as ran at once."""
         with self._lock:
-            session = self._free.pop() if self._free else None
-        new = session is None
-        if session is None:
-            requests = {name: self._request(name) for name in self.bundle.components if name not in _ENCODERS}
-            session = Session(requests, self._mapped)
+            free = self._free.pop() if self._free else None
+        session = free or Session(
+            {name: self._request(name) for name in self.bundle.components if name not in _ENCODERS}, self._mapped
+        )
         try:
             yield session
         finally:
             session.reset()
-            if new:
-                memory.release(self._mapped)
-            else:
+            if free:
                 memory.trim()
+            else:  # its largest chunks ran after the first ones
+                memory.release(self._mapped)
             with self._lock:
                 self._free.append(session)
 
