@@ -31,7 +31,7 @@ test: setup
 
 # The promises of a fleet, on S3 and three nodes of Ray; a quarter of an hour.
 prove: setup
-	$(BIN)/pytest tests/prove_fleet.py
+	$(BIN)/pytest tests/fleet/prove_fleet.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -53,7 +53,7 @@ parity: setup
 	  $(REFERENCE)/bin/python tests/reference/make_golden.py \
 	    $(LIVE)/$$variant/checkpoint $(LIVE)/$$variant/golden.npz --frames $(FRAMES) || exit 1; \
 	done
-	PARITY=$(LIVE) $(BIN)/pytest tests/test_parity_*.py
+	PARITY=$(LIVE) $(BIN)/pytest tests/parity
 
 golden:
 	$(MAKE) parity SIZE=tiny
@@ -79,7 +79,7 @@ only:
 # With a remote, only what no machine has built yet is built, and only what that needs is fetched. CELL may be a variant:
 # what its cells share.
 cell: setup remote
-	$(if $(REMOTE),$(BIN)/python -m pipeline.group 'cells=$(call list,$(CELL) $(LAYOUTS:%=%-$(CELL)))',\
+	$(if $(REMOTE),$(BIN)/python -m pipeline.fleet.build_group 'cells=$(call list,$(CELL) $(LAYOUTS:%=%-$(CELL)))',\
 	  $(BIN)/dvc repro smoke@$(CELL) $(LAYOUTS:%=layout_bundle@%-$(CELL)))
 
 remote: setup
@@ -92,7 +92,7 @@ fleet: setup remote
 	$(BIN)/python -m pipeline.report
 
 plan: setup remote
-	@$(BIN)/python -m pipeline.plan 'cells=$(CELLS)'
+	@$(BIN)/python -m pipeline.fleet.plan 'cells=$(CELLS)'
 
 TO ?=
 publish: setup

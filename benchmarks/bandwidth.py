@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.side import Figures, Speak, serve
 from qwen3_tts_ov import Bundle
-from qwen3_tts_ov.bench import READ, WeightReader, weight_reads
+from qwen3_tts_ov.app.bench import READ, WeightReader, weight_reads
 
 REPEATS = 8  # in each turn; the mean, as the sides' times a frame are means
 

@@ -26,9 +26,9 @@ from model_src.checkpoint import Checkpoint
 from model_src.code_predictor import CodePredictor
 from model_src.layers import Embedding, rotary, rotate
 from model_src.sampling import draw
-from pipeline.components import CodePredictor as Component
+from pipeline.graphs.components import CodePredictor as Component
+from pipeline.graphs.compression import to_f16
 from pipeline.stage import alone
-from pipeline.weights import to_f16
 
 RUNS = 15
 PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}  # as conf/device has them for CPU

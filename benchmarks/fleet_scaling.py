@@ -1,4 +1,4 @@
-"""How the full matrix would scale: its groups as pipeline/fleet.py sends them out, on 1 to 32 workers, simulated.
+"""How the full matrix would scale: its groups as pipeline.fleet sends them out, on 1 to 32 workers, simulated.
 
     python benchmarks/fleet_scaling.py     prints a table, writes benchmarks/fleet_scaling.svg
 
@@ -19,7 +19,7 @@ import vl_convert
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from pipeline.plan import Group, Plan
+from pipeline.fleet.plan import Group, Plan
 from pipeline.stage import ROOT
 
 AXES = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.side import LANGUAGE, Figures, Speak, serve
 from qwen3_tts_ov import Bundle, Synthesizer
-from qwen3_tts_ov.bench import READ, component_reader, ms_a_frame
+from qwen3_tts_ov.app.bench import READ, component_reader, ms_a_frame
 
 
 def load(folder: str, decoder: str | None = None) -> tuple[Speak, dict[str, Any]]:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from safetensors.numpy import save_file
 
 from model_src.checkpoint import Checkpoint
-from pipeline.adaptors import made, make
-from pipeline.components import Call
+from pipeline.graphs.adaptors import made, make
+from pipeline.graphs.components import Call
 from pipeline.stage import main, output, paths, report, track
 
 

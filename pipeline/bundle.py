@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
-from pipeline.layout import NATIVE, Graph, graphs, place, read
-from pipeline.papers import fingerprint, list_files, write_papers
+from pipeline.release.attestations import fingerprint, list_files, write_papers
+from pipeline.release.layout import NATIVE, Graph, graphs, place, read
 from pipeline.stage import ROOT, Paths, PipelineError, alone, main, one_line, output, paths, read_report
 from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id
 

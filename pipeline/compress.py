@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline import compare, quality
-from pipeline.adaptors import GRAPHS, made
-from pipeline.components import COMPONENTS
+from pipeline.graphs.adaptors import GRAPHS, made
+from pipeline.graphs.components import COMPONENTS
+from pipeline.graphs.compression import compress
+from pipeline.judging import closeness, quality
 from pipeline.stage import PipelineError, alone, main, output, paths, read_report, report, track
-from pipeline.weights import compress
 
 # Keys of a policy that mean something only beside `calibrated`.
 NEED_DATA = ("calibrated", "subset_size", "sensitivity_metric", "awq", "scale_estimation", "gptq", "lora_correction")
@@ -34,17 +34,17 @@ def run(cfg: DictConfig) -> None:
             xml, policy = ir / f"{name}.xml", GRAPHS[name].adapts or name
             stored = data_free(weights[policy]) if GRAPHS[name].adapts else weights[policy]
             measured[name] = alone(compress, where.ir / xml.name, xml, stored, where.rollout)
-            closeness = compare.compare(xml, where.model / f"{name}.safetensors")
+            compared = closeness.compare(xml, where.model / f"{name}.safetensors")
             judged = alone(quality.judge, name, xml, where.ir / xml.name, where.rollout)
             components[name] = {
                 "policy": policy,
                 "weights": stored,
                 "bytes": xml.with_suffix(".bin").stat().st_size,
-                "closeness": closeness,
+                "closeness": compared,
                 "quality": judged,
                 "gate": gates[policy],
             }
-            compare.check(name, closeness, gates[policy])
+            closeness.check(name, compared, gates[policy])
             quality.check(name, judged, gates[policy])
         points = [cost(name, entry, cfg) for name, entry in components.items()]
         report(ir, {"components": components, "costs": points, "measured": measured})
@@ -75,7 +75,7 @@ def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any
     if section != "synthetic" and "default" not in entries:
         raise PipelineError(f"{where} has no default, for the components that it does not name")
     if section != "weights":
-        known = (*compare.MEASURES, *quality.MEASURES)
+        known = (*closeness.MEASURES, *quality.MEASURES)
         if unknown := sorted({measure for gate in entries.values() for measure in gate} - set(known)):
             raise PipelineError(f"{where} names an unknown measure {unknown[0]!r}; known: {', '.join(known)}")
     default = dict.fromkeys(COMPONENTS, entries.pop("default")) if "default" in entries else {}

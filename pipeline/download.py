@@ -27,9 +27,10 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline import checkpoint, synthetic
+from pipeline.checkpoints import files as checkpoint_files
+from pipeline.checkpoints import synthetic
+from pipeline.checkpoints.tensors import Config
 from pipeline.stage import PipelineError, main, output, paths, report, track
-from pipeline.tensors import Config
 
 BLOCK = 1 << 20
 
@@ -53,7 +54,7 @@ def run(cfg: DictConfig) -> None:
     target = paths(cfg).checkpoint
     with output(target) as directory:
         origin = sources[variant.source](variant, directory, target)
-        checkpoint.check(directory, variant.get("kind"))
+        checkpoint_files.check(directory, variant.get("kind"))
         files = {
             path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(directory.rglob("*"))
@@ -69,7 +70,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def from_hub(variant: DictConfig, directory: Path, target: Path) -> dict[str, str]:
-    """Downloads what `checkpoint.select` chooses, each file checked against the Hub's hash for it."""
+    """Downloads what `checkpoint_files.select` chooses, each file checked against the Hub's hash for it."""
     repo, wanted = variant.repo, variant.revision
     try:
         commit, remote = listing(repo, wanted)
@@ -79,7 +80,7 @@ def from_hub(variant: DictConfig, directory: Path, target: Path) -> dict[str, st
         def read(name: str) -> bytes:
             return fetch(remote[name], parts / name).read_bytes()
 
-        names = checkpoint.select(remote, read)
+        names = checkpoint_files.select(remote, read)
         missing = sum(remote[name].size - size_of(parts / name) for name in names)
         require_space(target, missing)
         for name in track(names, f"download {repo}"):
@@ -191,7 +192,7 @@ def from_folder(variant: DictConfig, directory: Path, target: Path) -> dict[str,
     linked = [path for path in folder.rglob("*") if path.is_symlink() and path.is_dir()]
     if linked:
         raise PipelineError(f"{linked[0].relative_to(folder)} is a link to a folder; put the folder itself there")
-    names = checkpoint.select(files, lambda name: files[name].read_bytes())
+    names = checkpoint_files.select(files, lambda name: files[name].read_bytes())
     require_space(target, sum(files[name].stat().st_size for name in names))
     for name in track(names, f"copy {folder}"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)

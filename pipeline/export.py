@@ -12,9 +12,9 @@ import time
 
 from omegaconf import DictConfig
 
-from pipeline.adaptors import made
-from pipeline.compare import check, compare
-from pipeline.graph import export
+from pipeline.graphs.adaptors import made
+from pipeline.graphs.convert import export
+from pipeline.judging.closeness import check, compare
 from pipeline.stage import alone, main, output, paths, read_report, report, track
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pipeline import hub
-from pipeline.release import prepare, releasable
+from pipeline.release import hub
+from pipeline.release.prepare import prepare, releasable
 from pipeline.stage import PipelineError, main, output
 from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
 

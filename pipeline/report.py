@@ -98,7 +98,7 @@ def sizes(cells: list[Cell]) -> dict[str, list[float | None]]:
 def quality(cells: list[Cell]) -> dict[tuple[str, str], list[tuple[float, float | None] | None]]:
     """How close every graph comes to its source, with the gate, a column for each cell; rows by port and measure.
 
-    Outputs are compared with PyTorch; the other measures are those of pipeline/quality.py.
+    Outputs are compared with PyTorch; the other measures are those of pipeline/judging/quality.py.
     """
     table: dict[tuple[str, str], list[tuple[float, float | None] | None]] = {}
     for column, cell in enumerate(cells):

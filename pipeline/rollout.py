@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 from safetensors.numpy import save_file
 from transformers import Qwen2Tokenizer
 
-from pipeline import forcing
-from pipeline.forcing import JUDGED, Arrays, compiled
+from pipeline.graphs import teacher_forcing
+from pipeline.graphs.teacher_forcing import JUDGED, Arrays, compiled
 from pipeline.stage import ROOT, main, output, paths, read_report, report, track
 from qwen3_tts_ov import audio, prompt
 from qwen3_tts_ov.engine import Codes, Floats, Session
@@ -111,14 +111,14 @@ class Recorder(Session):
         return logits, hidden
 
     def likeliest(self, hidden: Floats, codes: Codes) -> Codes:
-        return forcing.likeliest(self._requests["code_predictor"], hidden, codes)
+        return teacher_forcing.likeliest(self._requests["code_predictor"], hidden, codes)
 
 
 def speak(session: Recorder, config: dict[str, Any], request: Request) -> Arrays:
     """One text spoken. Returns, of `steps` talker calls (the first is the prefill) and `frames` frames:
 
     `inputs` [prefill + steps - 1, width] and `logits` [steps, vocabulary] of the talker, `hidden` [frames, width] and
-    `codes` [frames, groups], `likeliest` [judged frames, groups - 1] (see forcing.py), `waveform` [samples].
+    `codes` [frames, groups], `likeliest` [judged frames, groups - 1] (see teacher_forcing.py), `waveform` [samples].
     """
     session.start()
     ((planned, limit),) = request.pieces

@@ -12,7 +12,7 @@ has no figure to judge, fails the stage. The report is small and flat, for a man
      "versions": {"jiwer": …, …},      of the packages that judged
      "heard": [{"wav": …, "language": …, "text": …, "transcript": …}, …]}
 
-Words are errors in words said, for Chinese and Japanese in characters; `pipeline/scorers.py` defines every figure.
+Words are errors in words said, for Chinese and Japanese in characters; `pipeline/judging/scorers.py` defines every figure.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ import numpy as np
 import soxr
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pipeline.scorers import LOWER_IS_BETTER, RATE, SCORERS, Floats, Material, RoundTrip, Scorer, Spoken
+from pipeline.judging.scorers import LOWER_IS_BETTER, RATE, SCORERS, Floats, Material, RoundTrip, Scorer, Spoken
 from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
 from qwen3_tts_ov import Bundle, Speech, Synthesizer, audio
 from qwen3_tts_ov.bundle import read_manifest

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.agreement import Record
-from pipeline.hear import describe, hear, reference_record
+from pipeline.judging.runtime_agreement import Record
+from pipeline.judging.smoke_device import describe, hear, reference_record
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
 from qwen3_tts_ov import Bundle, DeviceError
 from qwen3_tts_ov.engine import devices

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pipeline.card import figure, megabytes
-from pipeline.release import read_manifest
+from pipeline.release.card import figure, megabytes
+from pipeline.release.prepare import read_manifest
 from pipeline.stage import main, read_report
 from qwen3_tts_ov.bundle import MANIFEST
 

@@ -1,5 +1,5 @@
 """`python -m qwen3_tts_ov` is the command `qwen3-tts-ov`."""
 
-from .cli import app
+from .app.cli import app
 
 app()

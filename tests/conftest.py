@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline.stage import ROOT, configuration, paths
-from tests.parity import GOLDEN, LIVE, VARIANTS, Official
+from tests.official import GOLDEN, LIVE, VARIANTS, Official
 
 # Stage, and where `paths` says that it writes; in the order in which they need each other.
 STAGES = {

@@ -108,7 +108,7 @@ def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
         ("conf/smoke/default.yaml", "edited: 1\n", {"smoke"}),
         ("model_src/talker.py", "# edited\n", {"build", "export", "rollout", "compress"}),
         ("pipeline/bundle.py", "# edited\n", {"bundle"}),
-        ("pipeline/papers.py", "# edited\n", {"bundle"}),
+        ("pipeline/release/attestations.py", "# edited\n", {"bundle"}),
         ("pipeline/publish.py", "# edited\n", set()),
         ("README.md", "edited\n", set()),
     ],

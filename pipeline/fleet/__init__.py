@@ -1,0 +1,1 @@
+"""Building on many machines, with Ray; no stage imports it."""

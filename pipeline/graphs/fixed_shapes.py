@@ -1,0 +1,110 @@
+"""Graphs of fixed shapes without state, for NPU: what a stateful graph remembers, the caller keeps and hands in.
+
+Their sizes stand in conf/layout. A call has as many positions or frames as the graph was built for; who has fewer pads
+them, reads the results of the real ones, and keeps no state of the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_src.checkpoint import Checkpoint
+from model_src.layers import rotary
+from model_src.speech_decoder import History
+from pipeline.graphs.components import Call, CodePredictor, Component, Port, cache_states
+
+UNSEEN = float("-inf")
+
+
+class StaticTalker(Component):
+    """Some positions of the talker after `filled` slots of a cache; returns the keys and values that they add."""
+
+    name, adapts = "static_talker", "talker"
+
+    def __init__(self, checkpoint: Checkpoint, positions: int, cache: int) -> None:
+        super().__init__(checkpoint)
+        self.network = checkpoint.load("talker")
+        talker = self.network.config
+        shape = (1, talker.num_key_value_heads, cache, talker.head_dim)
+        past = list(cache_states(talker))
+        self.inputs = {
+            "inputs_embeds": Port((1, positions, talker.hidden_size)),
+            "filled": Port((1,), "i64"),
+            **dict.fromkeys(past, Port(shape)),
+        }
+        self.outputs = ("logits", "hidden", *(name.replace("past_key_values", "present") for name in past))
+
+    def forward(self, inputs_embeds: Tensor, filled: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        talker, new = self.network.config, torch.arange(inputs_embeds.shape[1])
+        positions = rotary((filled + new)[None], talker.head_dim, talker.rope_theta)
+        slots = torch.arange(past[0].shape[2])
+        cached = torch.where(slots < filled, 0.0, UNSEEN)[None].expand(len(new), -1)
+        among = torch.where(new[:, None] >= new[None], 0.0, UNSEEN)
+        mask = torch.cat((cached, among), dim=-1)[None, None]
+        caches = list(zip(past[::2], past[1::2], strict=True))
+        hidden, present = self.network.decode(inputs_embeds, positions, mask, caches)
+        hidden = self.network.norm(hidden)
+        added = [tensor[:, :, -len(new) :] for pair in present for tensor in pair]
+        return self.network.codec_head(hidden), hidden, *added
+
+    def calls(self, rng: np.random.Generator) -> list[Call]:
+        filled = np.array([self.inputs["past_key_values.0.key"].shape[2] // 3])
+        drawn = {name: draw(rng, port) for name, port in self.inputs.items() if name != "filled"}
+        return [drawn | {"filled": filled}]
+
+
+class StaticCodePredictor(CodePredictor):
+    """A whole frame in one call, drawn from at most `candidates` likeliest codes of each group."""
+
+    name, adapts = "static_code_predictor", "code_predictor"
+
+    def __init__(self, checkpoint: Checkpoint, candidates: int) -> None:
+        super().__init__(checkpoint)
+        self.candidates = candidates
+        self.inputs = {name: Port((1, *port.shape[1:]), port.dtype) for name, port in self.inputs.items()}
+
+    def calls(self, rng: np.random.Generator) -> list[Call]:
+        return [call for call in super().calls(rng) if call["top_k"] <= self.candidates]
+
+
+class StaticSpeechDecoder(Component):
+    """A few frames to samples; the past is what the call before returned, zeros at the start.
+
+    `seen` says how many frames have been decoded since then: the attention looks at no slot of the past beyond those.
+    """
+
+    name, adapts = "static_speech_decoder", "speech_decoder"
+
+    def __init__(self, checkpoint: Checkpoint, frames: int) -> None:
+        super().__init__(checkpoint)
+        self.network = checkpoint.load("speech_decoder")
+        config = self.network.config
+        codes = torch.zeros(1, config.num_quantizers, config.sliding_window, dtype=torch.int64)
+        with torch.inference_mode():
+            _, present = self.network(codes)  # of so many frames, every part of the past has its full length
+        past = {f"past.{index}": Port(tuple(tensor.shape)) for index, tensor in enumerate(present)}
+        shape = (1, config.num_quantizers, frames)
+        self.inputs = {"codes": Port(shape, "i64"), "seen": Port((1,), "i64"), **past}
+        self.outputs = ("waveform", *(name.replace("past", "present") for name in past))
+
+    def forward(self, codes: Tensor, seen: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        waveform, present = self.network.decode(codes, History(past, seen))
+        return waveform, *present
+
+    def calls(self, rng: np.random.Generator) -> list[Call]:
+        config = self.network.config
+        drawn = {name: draw(rng, port) for name, port in self.inputs.items() if name.startswith("past")}
+        codes = rng.integers(0, config.codebook_size, self.inputs["codes"].shape)
+        return [drawn | {"codes": codes, "seen": np.array([seen])} for seen in (5, config.sliding_window + 9)]
+
+
+def draw(rng: np.random.Generator, port: Port) -> np.ndarray:
+    """Noise of a port's shape, as loud as activations are."""
+    return 0.3 * rng.standard_normal(port.shape, dtype=np.float32)
+
+
+STATIC: dict[str, type[Component]] = {
+    graph.name: graph for graph in (StaticTalker, StaticCodePredictor, StaticSpeechDecoder)
+}

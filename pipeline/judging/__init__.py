@@ -1,0 +1,1 @@
+"""What the pipeline measures of graphs and speech, and the bounds that it holds them to."""

@@ -1,0 +1,115 @@
+"""The model card of a release: front matter for the Hub and a text for people, every figure from the manifest."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from omegaconf import DictConfig
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+# The Hub wants ISO 639-1; the checkpoints name languages in words.
+LANGUAGES = {
+    "chinese": "zh", "english": "en", "french": "fr", "german": "de", "italian": "it",
+    "japanese": "ja", "korean": "ko", "portuguese": "pt", "russian": "ru", "spanish": "es",
+}  # fmt: skip
+# OpenArc's word for each kind of checkpoint.
+OPENARC = {"base": "voice_clone", "custom_voice": "custom_voice", "voice_design": "voice_design"}
+KINDS = {
+    "base": "voices cloned from a recording",
+    "custom_voice": "voices by name",
+    "voice_design": "voices designed in words",
+}
+
+
+def card(manifest: dict[str, Any], samples: dict[str, str], publish: DictConfig) -> str:
+    """The README.md of a release: `samples` has what each device spoke, as paths in the release."""
+    text = ModelCard.from_template(
+        front_matter(manifest),
+        template_path=str(TEMPLATE),
+        manifest=manifest,
+        source=manifest["source"],
+        from_hub="/" in manifest["source"]["repo"],
+        kind=KINDS[manifest["kind"]],
+        revision=publish.tag or publish.branch,
+        layouts=publish.layouts,
+        samples=samples,
+        here=f"https://huggingface.co/{publish.layouts[manifest['layout']]}",
+        hosted=publish.target == "hub",
+        how=how_to_say(manifest),
+        openarc=OPENARC[manifest["kind"]],
+        quality=quality_rows(manifest),
+        megabytes=megabytes,
+        figure=figure,
+        stored=stored,
+    )
+    return f"{text}\n"
+
+
+def front_matter(manifest: dict[str, Any]) -> ModelCardData:
+    """What the Hub reads of a card: where the model comes from, what it does, and how well."""
+    source = manifest["source"]
+    base: dict[str, Any] = {"base_model": source["repo"], "base_model_relation": "quantized"}
+    measured = manifest["precisions"][manifest["precision"]]["quality"]
+    results = [
+        EvalResult(
+            task_type="text-to-speech",
+            task_name="Text to speech",
+            dataset_type="parity",
+            dataset_name="seeded inputs, against the PyTorch networks in float32",
+            metric_type=measure,
+            metric_name=f"{component} {measure}",
+            metric_value=value,
+        )
+        for component, measures in measured.items()
+        for measure, value in measures.items()
+    ]
+    return ModelCardData(
+        model_name=f"{manifest['variant']} {manifest['precision']} {manifest['layout']}",
+        language=sorted(LANGUAGES[name] for name in manifest["languages"] if name in LANGUAGES),
+        license=source["licence"].lower(),
+        library_name="openvino",
+        pipeline_tag="text-to-speech",
+        tags=["openvino", "qwen3-tts", manifest["layout"], manifest["precision"]],
+        eval_results=results,
+        **(base if "/" in source["repo"] else {}),
+    )
+
+
+def how_to_say(manifest: dict[str, Any]) -> str:
+    """The options of `qwen3-tts-ov say` that name a voice of this kind."""
+    options = {
+        "base": '--clone voice.wav --ref-text "What it says."',
+        "custom_voice": f"--voice {next(iter(manifest['speakers']), '')}",
+        "voice_design": '--instruct "A calm, low voice."',
+    }
+    return options[manifest["kind"]]
+
+
+def quality_rows(manifest: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """For each component and measure the figure of each precision."""
+    scores = {name: other["quality"] for name, other in manifest["precisions"].items()}
+    return [
+        (component, measure, [figure(found.get(component, {}).get(measure)) for found in scores.values()])
+        for component, measures in scores[manifest["precision"]].items()
+        for measure in measures
+    ]
+
+
+def figure(value: float | None) -> str:
+    """A figure for people: three significant digits, and no fewer than the whole ones."""
+    if value is None:
+        return ""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, digits)}f}"
+
+
+def megabytes(size: int) -> str:
+    """Bytes in MB."""
+    return f"{figure(size / 1e6)} MB"
+
+
+def stored(compression: dict[str, Any]) -> str:
+    """How weights are stored: the mode and its other parameters."""
+    others = (f"{key} {value}" for key, value in compression.items() if key != "mode")
+    return ", ".join([compression["mode"], *others])

@@ -1,0 +1,70 @@
+"""Where speech goes that a shell asked for: files, a player, stdout; with progress for people on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+if TYPE_CHECKING:
+    from ..audio import Player, Writer
+    from ..speech import Outcome, SpeechStream
+
+Outlet: TypeAlias = "Writer | Player | _Stdout"
+
+people = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def outlets_for(output: Path | None, play: bool, stream: bool, rate: int) -> list[Outlet]:
+    """Where the speech goes, refused here if it cannot go there."""
+    from .. import audio
+
+    outlets: list[Outlet] = []
+    if output is not None:
+        outlets.append(audio.Writer(output, rate))
+    if play:
+        outlets.append(audio.Player(rate))
+    if stream:
+        outlets.append(_Stdout())
+    return outlets
+
+
+def pour(speech: SpeechStream, outlets: list[Outlet]) -> Outcome:
+    """Lets the stream run into every outlet, with progress on a terminal."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(speech)
+        opened = [stack.enter_context(outlet) for outlet in outlets]
+        for chunk in _with_progress(speech):
+            for outlet in opened:
+                outlet.write(chunk)
+    return speech.outcome
+
+
+class _Stdout(contextlib.nullcontext[Any]):
+    """Raw PCM on stdout, flushed with every chunk."""
+
+    def __enter__(self) -> _Stdout:
+        return self
+
+    def write(self, waveform: Any) -> None:
+        from ..audio import pcm16
+
+        sys.stdout.buffer.write(pcm16(waveform))
+        sys.stdout.buffer.flush()
+
+
+def _with_progress(speech: SpeechStream) -> Iterator[Any]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
+        task = progress.add_task("Speaking")
+        samples = 0
+        for chunk in speech:
+            samples += len(chunk)
+            seconds, elapsed = samples / speech.sample_rate, progress.tasks[task].elapsed or 0.0
+            progress.update(task, description=f"Speaking: {seconds:.1f} s, real-time factor {elapsed / seconds:.2f}")
+            yield chunk

@@ -1,0 +1,108 @@
+"""Speech as bytes for a network: each chunk is encoded when it comes, nothing is written over afterwards."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..audio import pcm16
+
+
+@dataclass(frozen=True)
+class _Format:
+    media_type: str
+    container: str | None = None  # libsndfile's; None is plain 16-bit PCM
+    subtype: str = "PCM_16"
+
+
+FORMATS = {
+    "mp3": _Format("audio/mpeg", "MP3", "MPEG_LAYER_III"),
+    "opus": _Format("audio/ogg", "OGG", "OPUS"),
+    "flac": _Format("audio/flac", "FLAC"),
+    "wav": _Format("audio/wav"),
+    "pcm": _Format("audio/pcm"),
+}
+
+
+class Encoder:
+    """Encodes the chunks of one utterance to `name`, one of FORMATS; the pieces joined are a file.
+
+    What a header would say about the length stays open, as the length is not known when the header leaves.
+    """
+
+    def __init__(self, name: str, sample_rate: int) -> None:
+        chosen = FORMATS[name]
+        self._sink = _Sink(skip_first=name == "mp3")
+        self._file = None
+        if name == "wav":
+            self._sink.write(_wav_header(sample_rate))
+        if chosen.container is None:
+            return
+        import soundfile
+
+        # Only at a constant bit rate can a decoder tell the time in an MP3 stream.
+        rate = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if name == "mp3" else {}
+        self._file = soundfile.SoundFile(
+            self._sink, "w", sample_rate, 1, chosen.subtype, format=chosen.container, **rate
+        )
+
+    def encode(self, waveform: NDArray[np.float32]) -> bytes:
+        """The bytes that are ready after float32 [samples]; compressed ones come with some delay."""
+        if self._file is None:
+            self._sink.write(pcm16(waveform))
+        else:
+            self._file.write(np.clip(waveform, -1, 1))
+        return self._sink.take()
+
+    def finish(self) -> bytes:
+        """The bytes that were held back. Nothing can be encoded after this."""
+        if self._file is not None:
+            self._file.close()
+        return self._sink.take()
+
+
+class _Sink:
+    """A file for libsndfile that hands on what is appended and forgets what is written over earlier bytes.
+
+    The first frame of an MP3 is the table of a finished file, empty until then: `skip_first` drops it.
+    """
+
+    def __init__(self, skip_first: bool) -> None:
+        self._skip, self._ready = skip_first, bytearray()
+        self._position = self._end = 0
+
+    def write(self, data: bytes) -> int:
+        if self._position == self._end:
+            self._end += len(data)
+            if not self._skip:
+                self._ready += data
+            self._skip = False
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self._end)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        return b""  # libsndfile asks for the method, not for its bytes
+
+    def take(self) -> bytes:
+        ready = bytes(self._ready)
+        self._ready.clear()
+        return ready
+
+
+def _wav_header(sample_rate: int) -> bytes:
+    """Of 16-bit mono, both lengths at their largest, which players read as "until the end"."""
+    endless = 0xFFFFFFFF
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", endless, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16,
+        b"data", endless,
+    )  # fmt: skip

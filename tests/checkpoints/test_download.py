@@ -1,0 +1,457 @@
+"""The download stage: three sources, every kind of damaged file, and a Hub that breaks off, lies and denies."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from pipeline import download
+from pipeline.stage import ROOT, PipelineError, configuration
+from tests.doubles.download_hub import Hub, serving
+
+REPO = "acme/Qwen3-TTS-tiny"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MAIN, CODEC = "model.safetensors", "speech_tokenizer/model.safetensors"
+
+
+@pytest.fixture
+def folder(artifact, tmp_path) -> Path:
+    """A checkpoint of its own for a test to damage: hard links, so a test replaces a file and never writes into one."""
+    made = tmp_path / "given"
+    shutil.copytree(artifact("download"), made, copy_function=os.link)
+    (made / "report.json").unlink()
+    return made
+
+
+def local(folder: Path, artifacts: Path, *overrides: str) -> Path:
+    arguments = ["variant=local", f"variant.path={folder}", f"artifacts={artifacts}", *overrides]
+    download.run(configuration(arguments))
+    return artifacts / "local" / "checkpoint"
+
+
+# ---- a folder ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_copied_with_its_hashes(folder, tmp_path):
+    (folder / "README.md").write_text("left where it is")
+    (folder / "inner").mkdir()
+    (folder / "inner" / "vocab.json").write_bytes((folder / "vocab.json").read_bytes())
+    (folder / "vocab.json").unlink()
+    (folder / "vocab.json").symlink_to("inner/vocab.json")  # a link inside the folder is fine
+    made = local(folder, tmp_path / "artifacts")
+    report = json.loads((made / "report.json").read_text())
+    assert report["source"] == "local"
+    assert report["revision"].startswith("sha256:")
+    assert set(report["files"]) == {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()} - {
+        "report.json"
+    }
+    for name, entry in report["files"].items():
+        content = (folder / name).read_bytes()
+        assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert not (made / "vocab.json").is_symlink()
+    assert (made / MAIN).stat().st_ino != (folder / MAIN).stat().st_ino, "the original must stay free to change"
+
+
+def test_a_sharded_checkpoint_is_taken_whole(folder, tmp_path):
+    shard(folder, MAIN, 3)
+    made = local(folder, tmp_path / "artifacts")
+    assert len(list(made.glob("model-*-of-3.safetensors"))) == 3
+    assert not (made / MAIN).exists()
+
+
+def test_a_missing_folder_is_one_line(tmp_path):
+    with pytest.raises(PipelineError, match=r"variant\.path=.*nowhere is not a folder"):
+        local(tmp_path / "nowhere", tmp_path)
+
+
+Tensors = dict[str, dict]
+
+
+def edit_json(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        value = json.loads((folder / name).read_text())
+        change(value)
+        replace(folder / name, json.dumps(value).encode())
+
+    return damage
+
+
+def edit_bytes(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: replace(folder / name, change((folder / name).read_bytes()))
+
+
+def edit_tensors(
+    name: str, change: Callable[[dict[str, tuple[str, list[int], bytes]]], object]
+) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = read_tensors(folder / name)
+        change(tensors)
+        write_tensors(folder / name, tensors)
+
+    return damage
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def read_tensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    content = path.read_bytes()
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    return {
+        name: (
+            entry["dtype"],
+            entry["shape"],
+            content[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]],
+        )
+        for name, entry in header.items()
+    }
+
+
+def write_tensors(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+    header, end = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    text = json.dumps(header).encode()
+    replace(path, struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
+
+
+def shard(folder: Path, name: str, count: int) -> None:
+    tensors = list(read_tensors(folder / name).items())
+    (folder / name).unlink()
+    weight_map = {}
+    for i in range(count):
+        part = dict(tensors[i::count])
+        file = f"model-{i}-of-{count}.safetensors"
+        write_tensors((folder / name).with_name(file), part)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def listed_nowhere(folder: Path) -> None:
+    shard(folder, MAIN, 2)
+    edit_json(f"{MAIN}.index.json", lambda v: v["weight_map"].popitem())(folder)
+
+
+def without_a_shard(folder: Path) -> None:
+    shard(folder, MAIN, 2)
+    (folder / "model-1-of-2.safetensors").unlink()
+
+
+def with_index_to(shard_name: str) -> Callable[[Path], None]:
+    return lambda folder: replace(
+        folder / f"{MAIN}.index.json", json.dumps({"weight_map": {"talker.model.norm.weight": shard_name}}).encode()
+    )
+
+
+def linked_outside(folder: Path) -> None:
+    outside = folder.parent / "outside.json"
+    outside.write_bytes((folder / "vocab.json").read_bytes())
+    (folder / "vocab.json").unlink()
+    (folder / "vocab.json").symlink_to(outside)
+
+
+NORM = "talker.model.norm.weight"
+HEAD = "talker.codec_head.weight"
+DAMAGED = {
+    "truncated weights": (edit_bytes(MAIN, lambda b: b[:-1000]), r"^model\.safetensors is truncated or damaged"),
+    "truncated codec": (edit_bytes(CODEC, lambda b: b[:4]), r"^speech_tokenizer/model\.safetensors is truncated"),
+    "pointer instead of weights": (edit_bytes(MAIN, lambda _: b"version https://git-lfs"), r"truncated or damaged"),
+    "garbage header": (edit_bytes(MAIN, lambda b: b[:8] + b"?" * 100 + b[108:]), r"truncated or damaged"),
+    "huge header": (edit_bytes(MAIN, lambda b: b"\xff" * 8 + b[8:]), r"truncated or damaged"),
+    "trailing bytes": (edit_bytes(MAIN, lambda b: b + b"\0" * 8), r"truncated or damaged"),
+    "missing tensor": (edit_tensors(MAIN, lambda t: t.pop(NORM)), rf"tensor {NORM} is missing"),
+    "extra tensor": (
+        edit_tensors(MAIN, lambda t: t.update(extra=("F32", [1], b"\0" * 4))),
+        r"^model\.safetensors: tensor extra is one that config\.json does not call for",
+    ),
+    "other shape": (
+        edit_tensors(MAIN, lambda t: t.update({NORM: ("BF16", [32], b"\0" * 64)})),
+        rf"tensor {NORM} is \[32\]; config\.json makes it \[64\]",
+    ),
+    "other dtype": (
+        edit_tensors(MAIN, lambda t: t.update({NORM: ("I8", [64], b"\0" * 64)})),
+        rf"tensor {NORM} is I8, not BF16",
+    ),
+    "config that contradicts the weights": (
+        edit_json("config.json", lambda v: v["talker_config"].update(vocab_size=3080)),
+        rf"tensor {HEAD} is \[3072, 64\]; config\.json makes it \[3080, 64\]",
+    ),
+    "config is not JSON": (edit_bytes("config.json", lambda b: b[:-3]), r"^config\.json is not JSON"),
+    "config is a list": (edit_bytes("config.json", lambda _: b"[]"), r"^config\.json holds no JSON object"),
+    "vocabulary is not JSON": (edit_bytes("vocab.json", lambda b: b[:1000]), r"^vocab\.json is not JSON"),
+    "another model": (
+        edit_json("config.json", lambda v: v.update(model_type="qwen3")),
+        r"model_type is 'qwen3', not qwen3_tts;",
+    ),
+    "the 25 Hz tokenizer": (
+        edit_json("config.json", lambda v: v.update(tokenizer_type="qwen3_tts_tokenizer_25hz")),
+        r"tokenizer_type is 'qwen3_tts_tokenizer_25hz', not qwen3_tts_tokenizer_12hz",
+    ),
+    "an unknown kind": (
+        edit_json("config.json", lambda v: v.update(tts_model_type="singing")),
+        r"tts_model_type is 'singing', not base or custom_voice or voice_design",
+    ),
+    "another codec": (
+        edit_json("speech_tokenizer/config.json", lambda v: v.update(model_type="mimi")),
+        r"speech_tokenizer/config\.json: model_type is 'mimi'",
+    ),
+    "a missing key": (
+        edit_json("config.json", lambda v: v["talker_config"].pop("intermediate_size")),
+        r"^config\.json: intermediate_size is missing",
+    ),
+    "a missing special id": (
+        edit_json("config.json", lambda v: v.pop("tts_pad_token_id")),
+        r"^config\.json: tts_pad_token_id is missing",
+    ),
+    "a size that is text": (
+        edit_json("config.json", lambda v: v["talker_config"].update(hidden_size="64")),
+        r"^config\.json: a size in it cannot be right",
+    ),
+    "a size of zero": (
+        edit_json("config.json", lambda v: v["talker_config"].update(num_key_value_heads=0)),
+        r"^config\.json: it makes .*no size may be below 1",
+    ),
+    "groups that differ": (
+        edit_json("config.json", lambda v: v["talker_config"].update(num_code_groups=15)),
+        r"talker_config\.num_code_groups is 15, but .*num_code_groups is 16",
+    ),
+    "rates that differ": (
+        edit_json("speech_tokenizer/config.json", lambda v: v.update(decode_upsample_rate=960)),
+        r"decode_upsample_rate is 960, but the rates of the decoder make 1920",
+    ),
+    "a speaker outside the vocabulary": (
+        edit_json("config.json", lambda v: v["talker_config"]["spk_id"].update(new=9999)),
+        r"talker_config\.spk_id\.new is 9999, not an id below 3072",
+    ),
+    "a dialect that is no language": (
+        edit_json("config.json", lambda v: v["talker_config"]["spk_is_dialect"].update(eric="klingon")),
+        r"spk_is_dialect\.eric is 'klingon', which codec_language_id lacks",
+    ),
+    "a special id that the tokenizer lacks": (
+        edit_json("config.json", lambda v: v.update(tts_pad_token_id=151800)),
+        r"tts_pad_token_id is 151800, which tokenizer_config\.json does not add",
+    ),
+    "a missing file": (lambda folder: (folder / "merges.txt").unlink(), r"merges\.txt missing"),
+    "no weights": (lambda folder: (folder / CODEC).unlink(), r"speech_tokenizer/model\.safetensors missing"),
+    "a pickle": (lambda folder: replace(folder / "optimizer.pt", b"x"), r"^optimizer\.pt: a pickle can run code"),
+    "a pickle below": (lambda folder: replace(folder / "old/model.BIN", b"x"), r"^old/model\.BIN: a pickle"),
+    "other weights": (
+        lambda folder: replace(folder / "model.gguf", b"x"),
+        r"^model\.gguf: config\.json does not explain",
+    ),
+    "more weights": (
+        lambda folder: replace(folder / "adapter.safetensors", b"x"),
+        r"^adapter\.safetensors: config\.json does not explain",
+    ),
+    "a link outside": (linked_outside, r"^vocab\.json is a link that leaves"),
+    "a missing shard": (without_a_shard, r"index\.json lists model-1-of-2\.safetensors, which is missing"),
+    "a tensor outside the index": (listed_nowhere, r"is in it, but not in the index"),
+    "an index that leads away": (with_index_to("../other.safetensors"), r"weight_map names '\.\./other\.safetensors'"),
+    "an index to a pickle": (with_index_to("pytorch_model.bin"), r"weight_map names 'pytorch_model\.bin'"),
+    "an empty index": (
+        lambda f: replace(f / f"{MAIN}.index.json", b'{"weight_map": {}}'),
+        r"weight_map is missing or empty",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_checkpoint_is_refused(folder, tmp_path, damage, message):
+    artifacts = tmp_path / "artifacts"
+    (artifacts / "local" / "checkpoint").mkdir(parents=True)
+    (artifacts / "local" / "checkpoint" / "report.json").write_text("earlier")
+    damage(folder)
+    with pytest.raises(PipelineError, match=message) as refused:
+        local(folder, artifacts)
+    assert "\n" not in str(refused.value)
+    assert (artifacts / "local" / "checkpoint" / "report.json").read_text() == "earlier"
+    assert [path.name for path in (artifacts / "local").iterdir()] == ["checkpoint"]
+
+
+def test_the_kind_that_the_variant_names_is_insisted_on(folder, tmp_path):
+    with pytest.raises(PipelineError, match=r"tts_model_type is 'custom_voice', not base;"):
+        local(folder, tmp_path / "artifacts", "variant.kind=base")
+
+
+def test_too_little_disk_is_known_before_a_byte_is_written(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(PipelineError, match=r"needs 0\.03 GB, 0\.00 GB are free; make room"):
+        local(folder, tmp_path / "artifacts")
+
+
+def test_an_unknown_source_lists_the_known_ones(tmp_path):
+    with pytest.raises(PipelineError, match=r"variant\.source is 'web'; known: hub, local, synthetic"):
+        download.run(configuration(["variant.source=web", f"artifacts={tmp_path}"]))
+
+
+# ---- a seed --------------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_variant_can_be_made_from_a_seed(tmp_path):
+    tiny = configuration(["variant=tiny-base"]).variant
+    cfg = configuration(["variant=1.7b-base", "variant.source=synthetic", f"artifacts={tmp_path}"])
+    assert (cfg.variant.size, cfg.variant.kind) == (tiny.size, tiny.kind)
+    assert download.plain(cfg.variant.get("config")) == {}
+
+
+def test_a_synthetic_checkpoint_is_made_the_same_twice(artifact, tmp_path):
+    download.run(configuration(["variant=tiny-custom-voice", f"artifacts={tmp_path}"]))
+    again = tmp_path / "tiny-custom-voice" / "checkpoint" / "report.json"
+    assert again.read_bytes() == (artifact("download", "tiny-custom-voice") / "report.json").read_bytes()
+
+
+# ---- the Hub -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(folder, monkeypatch) -> Iterator[Hub]:
+    (folder / "README.md").write_text("not needed")
+    (folder / "sample.wav").write_bytes(b"not needed")
+    with serving(Hub(repos={REPO: (COMMIT, folder)})) as double:
+        monkeypatch.setattr(constants, "ENDPOINT", double.url)
+        files = double.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between the client's attempts
+        yield double
+
+
+def from_hub(artifacts: Path, *overrides: str) -> Path:
+    arguments = ["variant=0.6b-custom-voice", f"variant.repo={REPO}", "variant.revision=main", f"artifacts={artifacts}"]
+    download.run(configuration([*arguments, *overrides]))
+    return artifacts / "0.6b-custom-voice" / "checkpoint"
+
+
+def test_the_hub_gives_only_what_is_needed(hub, folder, tmp_path):
+    made = from_hub(tmp_path)
+    report = json.loads((made / "report.json").read_text())
+    assert (report["source"], report["revision"]) == (REPO, COMMIT)
+    assert set(report["files"]) == {
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix not in (".md", ".wav")
+    }
+    for name in report["files"]:
+        assert (made / name).read_bytes() == (folder / name).read_bytes()
+    assert not any(path.endswith((".md", ".wav")) for _, path, _ in hub.requests)
+    assert [path.name for path in made.parent.iterdir()] == ["checkpoint"], "the partial download stayed"
+
+
+def test_a_dropped_connection_goes_on_where_it_broke(hub, folder, tmp_path):
+    hub.drop[MAIN] = 12_000_000  # the client writes in pieces of 10 MiB
+    made = from_hub(tmp_path)
+    first, second = hub.ranges(MAIN)
+    assert first == ""
+    assert 0 < int(second.removeprefix("bytes=").rstrip("-")) <= 12_000_000
+    assert (made / MAIN).read_bytes() == (folder / MAIN).read_bytes()
+
+
+def test_a_killed_download_goes_on_and_is_never_taken_for_whole(hub, folder, tmp_path):
+    hub.stall[MAIN] = 12_000_000  # the client writes in pieces of 10 MiB
+    arguments = ["variant=0.6b-custom-voice", f"variant.repo={REPO}", "variant.revision=main", f"artifacts={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.download", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"HF_ENDPOINT": hub.url},
+        stderr=subprocess.DEVNULL,
+    )
+    target = tmp_path / "0.6b-custom-voice" / "checkpoint"
+    part = download.partial_of(target) / COMMIT / MAIN
+    deadline = time.monotonic() + 60
+    while download.size_of(part) < 10_000_000 and time.monotonic() < deadline:
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    have = part.stat().st_size
+    assert have < (folder / MAIN).stat().st_size
+    asked = len(hub.requests)
+    made = from_hub(tmp_path)
+    assert hub.ranges(MAIN)[-1] == f"bytes={have}-"
+    fetched = [path for _, path, _ in hub.requests[asked:] if "/resolve/" in path]
+    assert not any(path.endswith("/merges.txt") for path in fetched), "a whole file was fetched again"
+    assert (made / MAIN).read_bytes() == (folder / MAIN).read_bytes()
+    assert [path.name for path in made.parent.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", [MAIN, "vocab.json"])
+def test_a_wrong_hash_is_refused_and_not_kept(hub, tmp_path, name):
+    hub.corrupt.add(name)
+    with pytest.raises(PipelineError, match=rf"^{name}: its hash is not the one that the Hub gives; run again"):
+        from_hub(tmp_path)
+    hub.corrupt.clear()
+    assert json.loads((from_hub(tmp_path) / "report.json").read_text())["revision"] == COMMIT
+
+
+def test_another_revision_forgets_the_old_partial_download(hub, folder, tmp_path):
+    hub.corrupt.add(MAIN)
+    with pytest.raises(PipelineError):
+        from_hub(tmp_path)
+    newer = "f" * 40
+    hub.repos[REPO] = (newer, folder)
+    hub.corrupt.clear()
+    assert json.loads((from_hub(tmp_path) / "report.json").read_text())["revision"] == newer
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, r"(the Hub shows no repository|denies access).*HF_TOKEN"),
+        (403, r"is gated; ask for access on its page"),
+        (500, r"the Hub answers 500"),
+    ],
+)
+def test_a_refusal_says_what_to_do(hub, tmp_path, status, message):
+    hub.deny[REPO] = status
+    with pytest.raises(PipelineError, match=message) as refused:
+        from_hub(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert list((tmp_path / "0.6b-custom-voice").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("variant.repo=acme/nothing", r"the Hub shows no repository acme/nothing; check variant\.repo"),
+        ("variant.revision=v9", r"the Hub knows no revision 'v9' of acme/Qwen3-TTS-tiny; check variant\.revision"),
+        ("variant.repo=a/b/c", r"variant\.repo='a/b/c' is not a name of a Hub repository"),
+    ],
+)
+def test_an_unknown_name_is_named(hub, tmp_path, override, message):
+    with pytest.raises(PipelineError, match=message):
+        from_hub(tmp_path, override)
+
+
+@pytest.mark.parametrize("name", ["../../.ssh/config", "/etc/passwd", "a//b", "a\\b", "pytorch_model.bin"])
+def test_a_hostile_name_in_the_listing_is_refused(hub, tmp_path, name):
+    hub.extra.append(name)
+    with pytest.raises(PipelineError, match=r"refused|pickle"):
+        from_hub(tmp_path)
+    assert not any("/resolve/" in path for _, path, _ in hub.requests)
+
+
+def test_no_network_is_one_line_and_the_exit_code_is_1(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.download", "variant=1.7b-base", f"artifacts={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot reach the Hub (")
+    assert done.stderr.count("\n") == 1

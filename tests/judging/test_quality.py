@@ -1,0 +1,171 @@
+"""What compression costs is measured by teacher forcing on held-out texts, published, and held against gates."""
+
+import filecmp
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from model_src.checkpoint import Checkpoint
+from pipeline.compress import by_component
+from pipeline.graphs import teacher_forcing
+from pipeline.graphs.compression import compress
+from pipeline.judging.quality import check, judge
+from pipeline.stage import PipelineError, alone, configuration
+from tests.exported import constants, request
+
+VARIANT = "tiny-base"
+# What each network is judged by.
+MEASURES = {
+    "talker": {"top1", "top5", "kl"},
+    "code_predictor": {"early_groups", "late_groups"},
+    "speech_decoder": {"waveform_snr_db", "log_mel_db"},
+    "speech_encoder": {"code_agreement"},
+    "speaker_encoder": {"cosine"},
+}
+ADJUST = {"advanced_parameters": {"group_size_fallback_mode": "adjust"}}
+UNCALIBRATED = {"calibrated": False, "awq": False, "scale_estimation": False}
+
+
+def section(precision: str, name: str) -> dict[str, Any]:
+    """A section of conf/precision by component."""
+    return by_component(configuration([f"precision={precision}"]).precision, name)
+
+
+def report(artifact, precision: str) -> dict[str, Any]:
+    return json.loads((artifact("compress", VARIANT, precision) / "report.json").read_text())
+
+
+# ---- the rollouts ----------------------------------------------------------------------------------------------------
+
+
+def test_the_two_sets_of_texts_share_nothing_and_are_spoken_in_every_language(artifact):
+    folder = artifact("rollout", VARIANT)
+    spoken = json.loads((folder / "report.json").read_text())["texts"]
+    config = json.loads((artifact("download", VARIANT) / "config.json").read_text())
+    languages = {name for name in config["talker_config"]["codec_language_id"] if not name.endswith("dialect")}
+    assert spoken["calibration"].keys() == spoken["held_out"].keys() == languages
+    assert not set(spoken["calibration"].values()) & set(spoken["held_out"].values())
+    for split in ("calibration", "held_out"):
+        assert len(teacher_forcing.read(folder, split)) == len(spoken[split]) == 10
+
+
+def test_a_talker_fed_the_record_answers_as_recorded(artifact):
+    talker = request(artifact("export", VARIANT) / "talker.xml")
+    text = teacher_forcing.read(artifact("rollout", VARIANT), "held_out")[0]
+    talker.reset_state()
+    answer = talker.infer(teacher_forcing.talker_call(text["inputs"]))["logits"][0, 0]
+    np.testing.assert_allclose(answer, text["logits"][-1], atol=1e-3 * np.ptp(text["logits"][-1]))
+    assert len(np.unique(text["codes"])) > 16, "codes that hardly vary calibrate and judge nothing"
+
+
+def test_forced_noise_draws_the_codes_that_it_is_made_for(artifact):
+    xml = artifact("export", VARIANT) / "code_predictor.xml"
+    model, predictor, codes = ov.Core().read_model(xml), request(xml), np.random.default_rng(1).integers(0, 2048, 16)
+    hidden = np.random.default_rng(2).standard_normal((1, 64), dtype=np.float32)
+    call = teacher_forcing.frame_call(hidden, codes[:1], teacher_forcing.forced_noise(model, codes))
+    np.testing.assert_array_equal(predictor.infer(call)["codes"][0], codes)
+
+
+def test_a_greedy_frame_is_the_likeliest_at_each_of_its_own_steps(artifact):
+    predictor = request(artifact("export", VARIANT) / "code_predictor.xml")
+    hidden = np.random.default_rng(3).standard_normal((1, 64), dtype=np.float32)
+    free = teacher_forcing.frame_call(hidden, np.array([7]), np.ones((1, 15, 2048), np.float32))
+    codes = predictor.infer(free)["codes"][0].copy()
+    np.testing.assert_array_equal(teacher_forcing.likeliest(predictor, hidden[0], codes), codes[1:])
+
+
+# ---- what the precisions cost ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_every_network_is_judged_and_holds_its_gate(artifact, precision):
+    for name, said in report(artifact, precision)["components"].items():
+        assert said["quality"].keys() == MEASURES.get(name, set())
+        check(name, said["quality"], said["gate"])
+        if precision == "fp16" and name == "talker":
+            assert said["quality"] == {"top1": 1, "top5": 1, "kl": 0}
+
+
+def test_the_fewer_bits_the_smaller_and_the_further_from_the_export(artifact):
+    cells = [report(artifact, precision) for precision in ("fp16", "int8", "int4")]
+    talkers = [cell["components"]["talker"] for cell in cells]
+    assert sorted(talkers, key=lambda talker: -talker["bytes"]) == talkers
+    assert sorted(talkers, key=lambda talker: talker["quality"]["kl"]) == talkers
+    panels = [{point["panel"]: point for point in cell["costs"]} for cell in cells]
+    assert panels[0].keys() == panels[1].keys() == panels[2].keys()
+    for panel, talker in zip(panels, talkers, strict=True):
+        assert panel["talker: top1"]["megabytes"] == talker["bytes"] / 1e6
+        assert panel["talker: top1"]["quality"] == talker["quality"]["top1"]
+
+
+def test_four_bits_are_where_the_policy_puts_them(artifact):
+    folder = artifact("compress", VARIANT, "int4")
+    talker, head = Checkpoint(artifact("download", VARIANT)).load("talker"), 3072 * 64
+    layers = sum(weight.numel() for name, weight in talker.named_parameters() if name.endswith("proj.weight"))
+    stored = constants(folder / "talker.xml")
+    assert (stored["i4"], stored["i8"]) == (layers, head)
+    assert "i4" not in constants(folder / "code_predictor.xml")
+
+
+@pytest.mark.parametrize("name", ["talker", "code_predictor"])
+def test_the_smallest_is_calibrated_and_gives_the_same_bytes_twice(artifact, tmp_path: Path, name):
+    exported, spoken = artifact("export", VARIANT) / f"{name}.xml", artifact("rollout", VARIANT)
+    policy = section("int4-max", "weights")[name]
+    assert policy["calibrated"]
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        alone(compress, exported, tmp_path / folder / exported.name, policy, spoken)
+    for ending in (".xml", ".bin"):
+        one, other = ((tmp_path / folder / name).with_suffix(ending) for folder in ("one", "other"))
+        assert filecmp.cmp(one, other, shallow=False)
+    assert constants(tmp_path / "one" / exported.name)["i4"] > 0
+    check(name, judge(name, tmp_path / "one" / exported.name, exported, spoken), section("int4-max", "synthetic")[name])
+
+    alone(compress, exported, tmp_path / exported.name, policy | UNCALIBRATED, spoken)
+    assert not filecmp.cmp(tmp_path / f"{name}.bin", tmp_path / "one" / f"{name}.bin", shallow=False), "it made no use"
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "missed"),
+    [
+        ("speech_decoder", {"mode": "int4_sym", "group_size": 32, "all_layers": True} | ADJUST, "waveform_snr_db"),
+        ("speech_encoder", {"mode": "int8_sym"}, "code_agreement"),
+        ("talker", {"mode": "int4_sym", "group_size": -1, "all_layers": True}, "top1"),
+    ],
+)
+def test_a_policy_that_ruins_a_network_is_caught_by_its_gate(artifact, tmp_path: Path, name, policy, missed):
+    exported, spoken = artifact("export", VARIANT) / f"{name}.xml", artifact("rollout", VARIANT)
+    alone(compress, exported, tmp_path / exported.name, policy, spoken)
+    gate = section("int8", "gate") | section("int8", "synthetic")
+    with pytest.raises(PipelineError, match=rf"^{name}: {missed} is .* on the held-out texts, its gate at least "):
+        check(name, judge(name, tmp_path / exported.name, exported, spoken), gate[name])
+
+
+@pytest.mark.parametrize(
+    ("section", "entry", "message"),
+    [
+        ("weights", "vocoder={mode: f16}", "weights names an unknown component 'vocoder'; known: text_embedding, "),
+        ("gate", "vocoder={}", "gate names an unknown component 'vocoder'; known: text_embedding, "),
+        ("gate", "talker={top3: 1}", "gate names an unknown measure 'top3'; known: snr_db, "),
+        (
+            "synthetic",
+            "talker={top3: 1}",
+            "synthetic names an unknown measure 'top3'; known: snr_db, agreement, top1, ",
+        ),
+    ],
+)
+def test_a_policy_that_means_nothing_is_refused(section, entry, message):
+    cfg = configuration(["precision=int8", f"++precision.{section}.{entry}"])
+    with pytest.raises(PipelineError, match=rf"^conf/precision/int8\.yaml: {message}"):
+        by_component(cfg.precision, section)
+
+
+def test_only_what_text_goes_through_can_be_calibrated(artifact, tmp_path: Path):
+    policy = {"mode": "int4_sym", "group_size": 32, "calibrated": True}
+    exported, spoken = artifact("export", VARIANT) / "speech_encoder.xml", artifact("rollout", VARIANT)
+    with pytest.raises(PipelineError, match="only talker and code_predictor can be calibrated, not speech_encoder"):
+        compress(exported, tmp_path / exported.name, policy, spoken)

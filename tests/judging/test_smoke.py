@@ -1,0 +1,190 @@
+"""The smoke stage: a bundle is heard on every device, and a gate that should fail fails."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from pipeline.judging import smoke_device
+from pipeline.judging.runtime_agreement import agreement, record
+from pipeline.judging.spectrogram import BANDS, hertz, mel, mel_spectrogram
+from pipeline.stage import PipelineError, configuration
+from qwen3_tts_ov import Bundle, Speech
+from qwen3_tts_ov.engine import devices
+from qwen3_tts_ov.speech import Timings
+from tests.conftest import run_stage
+
+RATE, SAMPLES_PER_FRAME = 24000, 1920
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("variant", ["tiny-custom-voice", "tiny-base", "tiny-voice-design"])
+def test_every_cell_speaks(artifact, variant, precision):
+    folder = artifact("smoke", variant, precision)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["bundle_id"] == Bundle.load(artifact("bundle", variant, precision)).manifest["bundle_id"]
+    cpu = report["devices"]["CPU"]
+    assert cpu["status"] == "passed"
+    assert cpu["full_name"] == devices()["CPU"]
+    assert cpu["distinct_codes"] > 16, "the codes hardly vary"
+
+    samples, rate = soundfile.read(folder / cpu["wav"])
+    assert rate == RATE
+    assert samples.shape == (cpu["frames"] * SAMPLES_PER_FRAME,)
+    assert 0.001 < np.sqrt(np.mean(samples**2)) < 0.5
+    with Image.open(folder / cpu["spectrogram"]) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > samples.size / RATE * 100, "a column for 10 ms"
+    assert sorted(path.name for path in folder.iterdir()) == ["cpu.png", "cpu.wav", "report.json"], "no model cache"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_each_device_is_described_and_measured(artifact, precision):
+    cpu = json.loads((artifact("smoke", "tiny-base", precision) / "report.json").read_text())["devices"]["CPU"]
+    assert cpu["driver"] is None, "a CPU has none"
+    assert cpu["plugin"].startswith("2")
+    measured, components = cpu["measured"], Bundle.load(artifact("bundle", "tiny-base", precision)).components
+    for start in ("compile_cold_seconds", "compile_cached_seconds"):
+        assert sorted(measured[start]) == sorted(components)
+    assert {"talker", "code_predictor", "speech_decoder"} <= set(measured["seconds_by_component"])
+    assert measured["peak_memory_bytes"] > 50e6
+    assert measured["first_audio_seconds"] > 0
+    assert measured["chunks"][-1]["audio_seconds"] == pytest.approx(cpu["frames"] * 0.08)
+    assert len(cpu["codes_sha256"]) == 64
+    assert 0 <= cpu["code_agreement"] <= 1
+    assert 0 <= cpu["talker_agreement"] <= 1
+
+
+def test_a_device_that_this_machine_lacks_is_not_run_and_says_why(artifact):
+    report = json.loads((artifact("smoke") / "report.json").read_text())
+    present = {name.partition(".")[0] for name in devices()}
+    for name in {"GPU", "NPU"} - present:
+        assert report["devices"][name]["status"] == "not_run"
+        assert "OpenVINO lists no" in report["devices"][name]["reason"]
+
+
+def test_a_required_device_that_is_missing_fails_the_stage(artifact):
+    if any(name.startswith("NPU") for name in devices()):
+        pytest.skip("this machine has an NPU")
+    folder = artifact("smoke")
+    before = (folder / "report.json").read_bytes()
+    cell = ("variant=tiny-custom-voice", "precision=int8", f"artifacts={folder.parents[2]}")
+    done = run_stage("smoke", *cell, "device.required=[NPU]")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: NPU is required by conf/device and missing")
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_an_optional_device_that_fails_a_gate_is_recorded_and_a_required_one_fails_the_stage(artifact, tmp_path):
+    for stage in ("ir", "int8/bundle"):
+        (tmp_path / "tiny-custom-voice" / stage).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "tiny-custom-voice" / stage).symlink_to(artifact("smoke").parents[1] / stage)
+    cell = ("variant=tiny-custom-voice", "precision=int8", f"artifacts={tmp_path}", "smoke.max_frames=8")
+    spoiled = (*cell, "smoke.gates.min_rms_dbfs=0", "device.optional=[CPU]")
+    done = run_stage("smoke", *spoiled, "device.required=[]")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "tiny-custom-voice/int8/smoke/report.json").read_text())["devices"]["CPU"]
+    assert (found["status"], found["full_name"]) == ("failed", devices()["CPU"])
+    assert "is silence, the gate is 0 dBFS" in found["reason"]
+    done = run_stage("smoke", *spoiled, "device.required=[CPU]")
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith("error: cpu.wav: ")) == (1, True)
+
+
+@pytest.fixture
+def bundle(artifact):
+    return Bundle.load(artifact("bundle"), verify=False)
+
+
+def tone(frames: int, level: float = 0.1) -> np.ndarray:
+    return (level * np.sin(np.arange(frames * SAMPLES_PER_FRAME) / 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "frames", "message"),
+    [
+        (tone(8, 0.0), RATE, 8, "silence"),
+        (tone(8, 0.0002), RATE, 8, "silence"),
+        (np.clip(tone(8, 1.5), -1, 1), RATE, 8, "clip"),
+        (tone(8), RATE, 9, "samples at"),
+        (tone(8), 22050, 8, "22050 Hz"),
+        (np.stack([tone(8), tone(8)], axis=1), RATE, 8, "samples at"),
+        (tone(2), RATE, 2, "frames"),
+    ],
+    ids=["zeros", "too quiet", "clipped", "another length", "another rate", "stereo", "too short"],
+)
+def test_a_wav_that_is_no_speech_fails_its_gate(bundle, tmp_path: Path, samples, rate, frames, message):
+    wav = tmp_path / "cpu.wav"
+    soundfile.write(wav, samples, rate, "PCM_16")
+    with pytest.raises(PipelineError, match=message):
+        smoke_device.judge_wav(wav, frames, bundle, configuration())
+
+
+def test_a_wav_that_can_be_heard_passes(bundle, tmp_path: Path):
+    soundfile.write(tmp_path / "cpu.wav", tone(8), RATE, "PCM_16")
+    heard = smoke_device.judge_wav(tmp_path / "cpu.wav", 8, bundle, configuration())
+    assert heard["rms_dbfs"] == pytest.approx(20 * np.log10(0.1 / np.sqrt(2)), abs=0.1)
+    assert heard["clipped_fraction"] == 0
+
+
+def speech(seconds: float, stop_reason: str = "eos", codes: np.ndarray | None = None) -> Speech:
+    frames = np.zeros((1, 16), np.int64) if codes is None else codes
+    return Speech(frames, round(seconds * RATE), RATE, stop_reason, 0, Timings(0, 0, {}, {}), np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("spoken", "message"),
+    [
+        (speech(2.5, "max_frames"), "did not end by itself within 96 frames"),
+        (speech(0.4), r"takes 0.40 s; for its text the gate is 0\.\d+ to 6\.\d+ s"),
+        (speech(7.5), r"takes 7.50 s; for its text the gate is"),
+    ],
+    ids=["endless", "hasty", "slow"],
+)
+def test_the_length_of_real_speech_is_judged_by_its_text(spoken, message):
+    with pytest.raises(smoke_device.GateError, match=message):
+        smoke_device.judge_length(spoken, configuration(("variant=0.6b-base",)))
+    smoke_device.judge_length(spoken, configuration(("variant=tiny-base",)))  # whose weights never learnt to end
+
+
+def test_speech_of_a_length_that_its_text_can_take_passes():
+    smoke_device.judge_length(speech(2.5), configuration(("variant=0.6b-base",)))
+
+
+def test_the_agreement_of_codes_is_held_to_a_gate_where_conf_sets_one():
+    found = {"code_agreement": 0.9, "talker_agreement": 1.0}
+    gate = "++smoke.gates.code_agreement.int8="
+    assert smoke_device.judge_codes(found, configuration(("precision=int8", f"{gate}0.9"))) == found
+    assert smoke_device.judge_codes(
+        found, configuration(("precision=fp16", "++smoke.gates.code_agreement={int8: 0.95}"))
+    )
+    with pytest.raises(smoke_device.GateError, match=r"90.0% of the codes .* the gate is 95.0%"):
+        smoke_device.judge_codes(found, configuration(("precision=int8", f"{gate}0.95")))
+
+
+def test_agreement_is_whole_with_oneself_and_less_with_another(artifact):
+    cfg = configuration(("smoke.max_frames=12",))
+    exact, rough = (
+        smoke_device.start(Bundle.load(artifact("bundle", "tiny-custom-voice", precision)), "CPU", cfg, False)
+        for precision in ("fp16", "int8")
+    )
+    made = record(exact[0], exact[1])
+    np.testing.assert_array_equal(made.codes, exact[1]().codes)
+    assert agreement(exact[0], exact[1], made) == {"code_agreement": 1, "talker_agreement": 1}
+    found = agreement(rough[0], rough[1], made)
+    assert 0.05 < found["code_agreement"] < 1, "one wrong code must not spoil the frames after it"
+    free = (rough[1]().codes == made.codes).mean()
+    assert found["code_agreement"] > free
+    assert exact[0].engine.session.__self__ is exact[0].engine, "sessions are no longer wrapped"
+
+
+@pytest.mark.parametrize("frequency", [200, 1000, 5000])
+def test_a_tone_is_loudest_in_the_mel_band_of_its_frequency(frequency):
+    level = mel_spectrogram(np.sin(2 * np.pi * frequency * np.arange(RATE) / RATE).astype(np.float32), RATE)
+    assert level.shape == (BANDS, 101)
+    middle = hertz(np.linspace(0, mel(RATE / 2), BANDS + 2))[1:-1]
+    expected = int(np.abs(middle - frequency).argmin())
+    assert np.abs(level[:, 5:-5].argmax(axis=0) - expected).max() <= 1
+    assert level.max() == 0

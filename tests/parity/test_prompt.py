@@ -1,0 +1,24 @@
+"""Prompts: the talker is given the same embeddings as officially, in every mode, language and voice."""
+
+import torch
+
+from tests.official import Official
+
+
+def test_the_prefill_is_the_official_one(official: Official):
+    for case, expected in zip(official.parsed("cases"), official.parts("prefill"), strict=True):
+        with torch.inference_mode():
+            found = official.model.embed_prompt(official.plan(case), **official.voice(case))[0].numpy()
+        assert found.shape == expected.shape, case
+        assert abs(found - expected).max() <= 1e-5 * abs(expected).max(), case
+
+
+def test_the_text_beside_the_audio_is_the_official_one(official: Official):
+    for case, expected in zip(official.parsed("cases"), official.parts("trailing"), strict=True):
+        prompt = official.plan(case)
+        # Officially rows are given, then padding for ever; a prompt without rows and one row of padding say the same.
+        for frame in range(max(len(expected), len(prompt.trailing_text_ids)) + 2):
+            row = expected[frame] if frame < len(expected) else official.golden["pad"]
+            with torch.inference_mode():
+                found = official.model.embed_text(prompt.text_id_after(frame))[0, 0].numpy()
+            assert abs(found - row).max() <= 1e-5 * abs(row).max(), (case, frame)

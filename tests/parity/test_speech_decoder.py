@@ -1,0 +1,54 @@
+"""The speech decoder: the official samples, in one pass, in pieces and in the official chunks."""
+
+from itertools import cycle
+
+import numpy as np
+import pytest
+import torch
+
+from model_src.speech_decoder import SpeechDecoder
+from tests.official import BASE, Official, snr
+
+pytestmark = pytest.mark.parametrize("official", BASE, indirect=True)
+STEP = 7  # of the golden samples
+FRAME = 1920
+
+
+@pytest.fixture
+def decoder(official: Official) -> SpeechDecoder:
+    return official.checkpoint.load("speech_decoder")
+
+
+@pytest.fixture
+def codes(official: Official) -> torch.Tensor:
+    return torch.from_numpy(official.golden["decoder_codes"].astype(np.int64))[None]
+
+
+@pytest.mark.parametrize("frames", [1, 25, 73, 300, 350])
+@torch.inference_mode()
+def test_a_whole_pass(official: Official, decoder: SpeechDecoder, codes: torch.Tensor, frames: int):
+    samples, _ = decoder(codes[..., :frames])
+    assert samples.shape == (1, 1, frames * FRAME)
+    found = samples[0, 0, ::STEP].numpy()
+    assert snr(official.golden["decoder_samples"][: len(found)], found) >= 100
+
+
+@torch.inference_mode()
+def test_pieces_that_follow_one_another(official: Official, decoder: SpeechDecoder, codes: torch.Tensor):
+    pieces, past, start = [], None, 0
+    for length in cycle((1, 3, 25)):
+        samples, past = decoder(codes[..., start : start + length], past)
+        pieces.append(samples[0, 0])
+        start += length
+        if start >= codes.shape[-1]:
+            break
+    assert snr(official.golden["decoder_samples"], torch.cat(pieces)[::STEP].numpy()) >= 100
+
+
+@torch.inference_mode()
+def test_the_official_chunks(official: Official, decoder: SpeechDecoder, codes: torch.Tensor):
+    whole, chunked = (samples[0, 0] for samples in (decoder(codes)[0], decoder.decode_chunked(codes)))
+    found = chunked[::STEP][300 * FRAME // STEP :].numpy()
+    assert snr(official.golden["decoder_chunked"], found) >= 100
+    assert snr(whole[300 * FRAME :].numpy(), chunked[300 * FRAME :].numpy()) < 80  # or the two ways were the same
+    assert snr(whole[: 300 * FRAME].numpy(), chunked[: 300 * FRAME].numpy()) >= 100

@@ -1,0 +1,446 @@
+"""publish: only a verified, smoked bundle of committed code leaves, whole, once, with papers that say what it is."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from pipeline import publish
+from pipeline.release.attestations import list_files, write_papers
+from pipeline.release.card import card, figure, megabytes
+from pipeline.stage import ROOT, Paths, PipelineError, configuration, paths, write_json
+from qwen3_tts_ov import Bundle, BundleError
+from qwen3_tts_ov.bundle import bundle_id, verified
+from tests.conftest import run_stage
+from tests.doubles.release_hub import TOKEN, Hub, serving
+from tests.release.test_hub import use
+
+CELL = ("variant=tiny-custom-voice", "precision=int8")
+COMMITTED = {"commit": "0" * 40, "dirty": False}
+
+
+@pytest.fixture
+def released(artifact, tmp_path) -> Paths:
+    """A root with bundles and smoke reports of two precisions, as if made from committed code."""
+    for precision in ("int8", "fp16"):
+        for stage in ("smoke", "bundle"):
+            source = artifact(stage, precision=precision)
+            copy = tmp_path / "artifacts" / source.relative_to(source.parents[2])
+            shutil.copytree(source, copy, copy_function=link_large)
+        where = paths(configuration([CELL[0], f"precision={precision}", f"artifacts={tmp_path}/artifacts"]))
+        edit_bundle(where, lambda manifest: manifest["provenance"].update(git=COMMITTED))
+    return paths(configuration([*CELL, f"artifacts={tmp_path}/artifacts"]))
+
+
+def link_large(source: str, target: str) -> None:
+    """Copies a file, or links one that takes long to copy; no test writes into it."""
+    (os.link if Path(source).suffix == ".bin" else shutil.copy2)(source, target)
+
+
+def edit_bundle(where: Paths, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the manifest, and with it what bundle and smoke would have written of it."""
+    manifest = json.loads((where.bundle / "manifest.json").read_text())
+    change(manifest)
+    write_papers(where.bundle, manifest | {"bundle_id": bundle_id(manifest)})
+    edit_smoke(where, lambda report: report.update(bundle_id=bundle_id(manifest)))
+
+
+def edit_smoke(where: Paths, change: Callable[[dict[str, Any]], object]) -> None:
+    report = json.loads((where.smoke / "report.json").read_text())
+    change(report)
+    write_json(where.smoke / "report.json", report)
+
+
+def overrides(where: Paths, *more: str) -> list[str]:
+    root = where.checkpoint.parents[1]
+    return [*CELL, f"artifacts={root}", f"publish.path={root.parent}/releases", *more]
+
+
+def run(where: Paths, *more: str) -> None:
+    publish.run(configuration(overrides(where, *more)))
+
+
+def target(where: Paths, name: str = "v0.1.0") -> Path:
+    return where.checkpoint.parents[2] / "releases" / "tiny-custom-voice-int8-ov" / name
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# ---- what a release holds ------------------------------------------------------------------------------------------
+
+
+def test_a_release_is_the_bundle_byte_for_byte_with_its_papers(released):
+    run(released)
+    bundle, found = Bundle.load(released.bundle), Bundle.load(target(released))
+    assert found.manifest["bundle_id"] == bundle.manifest["bundle_id"]
+    for name in bundle.manifest["files"]:
+        assert found.path(name).read_bytes() == bundle.path(name).read_bytes()
+    papers = {"README.md", "LICENSE", "SHA256SUMS", "bom.cdx.json", "provenance.intoto.json", "samples/cpu.wav"}
+    assert set(list_files(target(released))) == {*bundle.manifest["files"], *papers, "manifest.json"}
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=target(released), check=True)
+
+
+def test_a_release_says_what_was_heard_on_each_device_and_of_each_precision(released):
+    run(released)
+    found, smoke = manifest_of(target(released)), json.loads((released.smoke / "report.json").read_text())
+    assert found["smoke"]["CPU"]["status"] == "passed"
+    measured = smoke["devices"]["CPU"]["measured"]
+    assert found["smoke"]["CPU"]["measured"]["real_time_factor"] == measured["real_time_factor"]
+    assert found["smoke"]["NPU"] == {"status": "not_run", "reason": smoke["devices"]["NPU"]["reason"]}
+    assert set(found["precisions"]) == {"fp16", "int8"}
+    ours, fp16 = found["precisions"]["int8"], found["precisions"]["fp16"]
+    assert ours["size"] == sum(entry["size"] for entry in found["files"].values()) < fp16["size"]
+    closeness = found["evidence"]["compress"]["components"]["talker"]["closeness"]
+    assert ours["quality"]["talker"]["snr_db"] == min(port["snr_db"] for port in closeness.values())
+    assert ours["quality"]["talker"]["snr_db"] < fp16["quality"]["talker"]["snr_db"]
+
+
+def test_a_precision_of_another_checkpoint_is_not_compared(released):
+    other = released.bundle.parents[1] / "fp16" / "bundle" / "manifest.json"
+    manifest = json.loads(other.read_text())
+    manifest["source"]["revision"] = "f" * 40
+    write_json(other, manifest)
+    run(released)
+    assert set(manifest_of(target(released))["precisions"]) == {"int8"}
+
+
+def test_the_same_inputs_give_the_same_release(released):
+    run(released)
+    run(released, "publish.tag=v0.1.1")
+    first, second = ((target(released, tag) / "SHA256SUMS").read_text() for tag in ("v0.1.0", "v0.1.1"))
+    assert first == second
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------
+
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\w)")
+
+
+def figures(data: Any) -> set[str]:
+    """Every figure of a manifest in the ways that a card may write it, and those inside its names."""
+    if isinstance(data, dict):
+        return set().union(*(figures(key) | figures(value) for key, value in data.items()))
+    if isinstance(data, list):
+        return set().union(*map(figures, data))
+    if isinstance(data, str):
+        return set(NUMBER.findall(data))
+    if isinstance(data, bool) or data is None:
+        return set()
+    return {str(data), figure(data), megabytes(data).removesuffix(" MB")}
+
+
+def test_every_figure_of_the_card_is_in_the_manifest(released):
+    run(released)
+    text = (target(released) / "README.md").read_text()
+    known = figures(manifest_of(target(released)))
+    found = set(NUMBER.findall(text))
+    assert len(found) > 20
+    assert found <= known
+    snr = figure(manifest_of(target(released))["precisions"]["int8"]["quality"]["talker"]["snr_db"])
+    assert not set(NUMBER.findall(text.replace(snr, "98.76"))) <= known, "another figure would be found out"
+
+
+def test_the_front_matter_passes_the_hub_s_validation(released, tmp_path, monkeypatch):
+    run(released)
+    loaded = ModelCard.load(target(released) / "README.md")
+    fields = loaded.data.to_dict()
+    assert (fields["library_name"], fields["pipeline_tag"]) == ("openvino", "text-to-speech")
+    assert loaded.data.license == "apache-2.0"
+    assert {"en", "zh"} <= set(loaded.data.language)
+    measured = manifest_of(target(released))["precisions"]["int8"]["quality"]
+    assert len(loaded.data.eval_results) == sum(map(len, measured.values()))
+    with serving(Hub()) as hub:
+        use(hub, tmp_path, monkeypatch)
+        loaded.validate()
+
+
+@pytest.mark.parametrize("kind", ["base", "custom_voice", "voice_design"])
+@pytest.mark.parametrize("layout", ["native", "openarc", "genai"])
+def test_the_card_says_how_to_run_it_everywhere(released, kind, layout):
+    run(released)
+    manifest = manifest_of(target(released)) | {"kind": kind, "layout": layout}
+    manifest["source"] |= {"repo": "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice", "revision": "8" * 40}
+    cfg = configuration([*CELL, "publish=hub", "publish.owner=acme", "publish.tag=v1.2.3"])
+    text = card(manifest, {"CPU": "samples/cpu.wav"}, cfg.publish)
+    data = ModelCard(text).data
+    assert (data.base_model, data.base_model_relation) == (manifest["source"]["repo"], "quantized")
+    own = "" if layout == "native" else f"-{layout}"
+    sample = f"https://huggingface.co/acme/tiny-custom-voice-int8{own}-ov/resolve/v1.2.3/samples/cpu.wav"
+    option = {"base": "--clone", "custom_voice": "--voice aiden", "voice_design": "--instruct"}[kind]
+    openarc = {"base": "voice_clone"}.get(kind, kind)
+    for said in (
+        "qwen3-tts-ov pull acme/tiny-custom-voice-int8-ov@v1.2.3",
+        option,
+        f"--model-type qwen3_tts_{openarc} ",
+        'Text2SpeechPipeline("acme/tiny-custom-voice-int8-genai-ov"',
+        f'<audio controls src="{sample}">',
+    ):
+        assert said in text
+    assert "random" not in text
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+def test_a_change_to_any_file_is_named_by_verify_and_refused_by_publish(released, record_property):
+    names = list_files(released.bundle)
+    for name in names:
+        whole = (released.bundle / name).read_bytes()
+        flip(released.bundle / name)
+        said = r"manifest\.json|SHA256SUMS" if name in ("manifest.json", "SHA256SUMS") else re.escape(name)
+        with pytest.raises(BundleError, match=said):
+            verified(released.bundle)
+        with pytest.raises((BundleError, PipelineError)):
+            run(released)
+        assert not target(released).parent.exists()
+        (released.bundle / name).write_bytes(whole)
+    run(released)
+    record_property("files tampered with", len(names))
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [("provenance", {"git": COMMITTED}), ("evidence", {}), ("speakers", ["nobody"])],
+)
+def test_an_edited_manifest_is_named_whatever_was_edited(released, section, change):
+    manifest = manifest_of(released.bundle) | {section: change}
+    write_json(released.bundle / "manifest.json", manifest)
+    with pytest.raises(BundleError, match=r"manifest\.json|manifest was edited"):
+        run(released)
+
+
+@pytest.mark.parametrize("git", [{"commit": "0" * 40, "dirty": True}, {"commit": None, "dirty": True}])
+def test_a_bundle_of_uncommitted_code_is_refused(released, git):
+    edit_bundle(released, lambda manifest: manifest["provenance"].update(git=git))
+    with pytest.raises(PipelineError, match="uncommitted"):
+        run(released)
+
+
+def test_a_bundle_that_smoke_has_not_heard_is_refused(released):
+    edit_smoke(released, lambda report: report.update(bundle_id="f" * 64))
+    with pytest.raises(PipelineError, match="another bundle"):
+        run(released)
+    shutil.rmtree(released.smoke)
+    with pytest.raises(PipelineError, match="smoke is missing"):
+        run(released)
+
+
+def test_a_bundle_that_no_device_spoke_is_refused(released):
+    edit_smoke(released, lambda report: report["devices"].update(CPU={"status": "not_run", "reason": "no CPU"}))
+    with pytest.raises(PipelineError, match="on no device"):
+        run(released)
+
+
+def test_a_bundle_under_no_known_licence_is_refused(released):
+    edit_bundle(released, lambda manifest: manifest["source"].update(licence=None))
+    with pytest.raises(PipelineError, match="under which licence"):
+        run(released)
+
+
+def test_an_unknown_target_lists_the_known_ones(released):
+    with pytest.raises(PipelineError, match="known: folder, hub"):
+        run(released, "publish.target=moon")
+
+
+def test_a_layout_without_a_repository_is_refused(released):
+    with pytest.raises(PipelineError, match="names no repository for the layout openarc"):
+        run(released, "layout=openarc", "~publish.layouts.openarc")
+
+
+# ---- other layouts ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def openarc(released) -> Paths:
+    """The bundle, posing as one of OpenArc's layout that was made beside it."""
+    where = paths(configuration([*CELL, f"artifacts={released.checkpoint.parents[1]}", "layout=openarc"]))
+    shutil.copytree(released.bundle, where.bundle, copy_function=link_large)
+    manifest = manifest_of(released.bundle)
+    evidence = manifest["evidence"] | {"openarc": manifest["evidence"]}
+    manifest |= {"layout": "openarc", "evidence": evidence}
+    write_papers(where.bundle, manifest | {"bundle_id": bundle_id(manifest)})
+    return where
+
+
+def test_another_runtime_s_layout_goes_to_its_own_repository(released, openarc):
+    run(released, "layout=openarc")
+    folder = target(released).parents[1] / "tiny-custom-voice-int8-openarc-ov" / "v0.1.0"
+    manifest = verified(folder).manifest
+    assert manifest["smoke"]["CPU"]["status"] == "passed", "heard through its native sibling"
+    assert not target(released).exists()
+    with pytest.raises(BundleError, match="made for another runtime"):
+        Bundle.load(folder)
+
+
+def test_a_layout_of_other_graphs_than_were_heard_is_refused(released, openarc):
+    manifest = manifest_of(openarc.bundle)
+    manifest["evidence"]["export"]["components"]["talker"] = {"logits": {"snr_db": 91.0}}
+    write_papers(openarc.bundle, manifest)
+    with pytest.raises(PipelineError, match="made of other graphs"):
+        run(released, "layout=openarc")
+
+
+# ---- folders -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_bundle_again_changes_nothing(released, capsys):
+    run(released)
+    before = target(released).stat().st_ino
+    run(released)
+    assert "published already" in capsys.readouterr().out
+    assert target(released).stat().st_ino == before
+
+
+def test_a_tag_never_moves_to_another_bundle_and_a_branch_does(released):
+    run(released)
+    run(released, "publish.tag=null", "publish.branch=nightly")
+    for name in ("v0.1.0", "nightly"):
+        manifest = manifest_of(target(released, name))
+        write_json(target(released, name) / "manifest.json", manifest | {"bundle_id": "f" * 64})
+    with pytest.raises(PipelineError, match=r"another bundle.*publish\.tag"):
+        run(released)
+    run(released, "publish.tag=null", "publish.branch=nightly")
+    assert manifest_of(target(released, "nightly"))["bundle_id"] == manifest_of(released.bundle)["bundle_id"]
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(released, capsys):
+    run(released, "publish.dry_run=true")
+    assert "would copy" in capsys.readouterr().out
+    assert not target(released).parent.exists()
+
+
+# ---- the signature -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory) -> Path:
+    """A private key, and beside it its public one."""
+    pytest.importorskip("model_signing", reason="needs the extra `release`")
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder, secret = tmp_path_factory.mktemp("keys"), ec.generate_private_key(ec.SECP256R1())
+    plain = (form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    (folder / "key.pem").write_bytes(secret.private_bytes(*plain))
+    public = secret.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pub").write_bytes(public)
+    return folder / "key.pem"
+
+
+def test_a_signature_covers_every_file_and_comes_from_the_key(released, key):
+    from model_signing import verifying
+
+    run(released, f"publish.signature={key}")
+    verified(target(released))
+    check = verifying.Config().use_elliptic_key_verifier(public_key=key.with_suffix(".pub"))
+    check.verify(target(released), target(released) / "model.sig")
+    for name in ("README.md", "talker.bin", "samples/cpu.wav"):
+        whole = (target(released) / name).read_bytes()
+        flip(target(released) / name)
+        with pytest.raises(ValueError, match="mismatch"):
+            check.verify(target(released), target(released) / "model.sig")
+        (target(released) / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("by", ["/no/such/key.pem", "sigstore"])
+def test_a_signature_that_cannot_be_made_is_one_line_and_nothing_is_published(released, by, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("ACTIONS_", "GITHUB_", "SIGSTORE_"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(PipelineError, match=f"publish.signature={by}: cannot sign"):
+        run(released, f"publish.signature={by}")
+    assert not target(released).parent.exists()
+
+
+# ---- the Hub, by the stage as it is called -------------------------------------------------------------------------
+
+REPOSITORY = "acme/tiny-custom-voice-int8-ov"
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def hub(request, tmp_path, monkeypatch):
+    with serving(Hub(cas=tmp_path / "cas" if request.param == "xet" else None)) as hub:
+        use(hub, tmp_path, monkeypatch)
+        yield hub
+
+
+def to_hub(where: Paths, *more: str) -> subprocess.CompletedProcess[str]:
+    root = where.checkpoint.parents[1]
+    return run_stage("publish", *CELL, f"artifacts={root}", "publish=hub", "publish.owner=acme", *more)
+
+
+def test_a_real_bundle_goes_to_the_hub_and_is_pulled_back(released, hub):
+    done = to_hub(released)
+    assert done.returncode == 0, done.stderr
+    repo = hub.repositories[REPOSITORY]
+    assert repo.tags == {"v0.1.0": repo.branches["main"]}
+    pulled = Bundle.load(f"{REPOSITORY}@v0.1.0")
+    assert pulled.manifest["bundle_id"] == manifest_of(released.bundle)["bundle_id"]
+    assert pulled.manifest["smoke"]["CPU"]["status"] == "passed"
+    again = to_hub(released)
+    assert "published already" in again.stdout
+
+
+@pytest.mark.parametrize("moment", ["/lfs/", "/commit/", "/tag/"])
+def test_a_publish_that_was_killed_is_completed_by_the_next(released, tmp_path, monkeypatch, moment):
+    with serving(Hub(stall=moment)) as hub:
+        use(hub, tmp_path, monkeypatch)
+        root = released.checkpoint.parents[1]
+        arguments = [*CELL, f"artifacts={root}", "publish=hub", "publish.owner=acme"]
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.publish", *arguments], cwd=ROOT)
+        assert hub.stalled.wait(60)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        repo = hub.repositories[REPOSITORY]
+        files = repo.commits[repo.branches["main"]]
+        assert set(files) == {".gitattributes"} or "SHA256SUMS" in files, "nothing, or all of it"
+        uploaded = set(hub.objects)
+        hub.calm()
+        done = to_hub(released)
+        assert done.returncode == 0, done.stderr
+        sent = {path.rpartition("/")[2] for path in hub.requests if path.startswith("PUT /lfs/")}
+        assert not sent & uploaded, "what was uploaded is not sent again"
+        assert repo.tags == {"v0.1.0": repo.branches["main"]}
+        assert Bundle.load(REPOSITORY).manifest["bundle_id"] == manifest_of(released.bundle)["bundle_id"]
+
+
+def test_the_token_is_neither_said_nor_written(released, tmp_path, monkeypatch):
+    with serving(Hub()) as hub:
+        use(hub, tmp_path, monkeypatch)
+        hub.fault = lambda number, path: 403 if "/commit/" in path else None
+        refused = to_hub(released)
+        hub.calm()
+        done = to_hub(released)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(f"error: {REPOSITORY}@v0.1.0: the Hub denies it")
+    assert done.returncode == 0
+    assert TOKEN not in "".join([refused.stdout, refused.stderr, done.stdout, done.stderr])
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert not written
+    assert not any(TOKEN.encode() in content for content in hub.objects.values())
+
+
+def test_no_network_is_one_line(released, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("pipeline.release.hub.ATTEMPTS", 1)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    root = released.checkpoint.parents[1]
+    with pytest.raises(PipelineError, match="the Hub cannot be reached"):
+        publish.run(configuration([*CELL, f"artifacts={root}", "publish=hub", "publish.owner=acme"]))

@@ -1,0 +1,240 @@
+"""The command line: what it prints, writes and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_tts_ov.app import cli
+
+FRAME = 1920
+ROOT = Path(cli.__file__).parents[2]
+
+
+@dataclass
+class Done:
+    code: int
+    out: bytes
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the command runs in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(work: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """`run("voices", folder)`: the program's own entry, in this process; a test that needs a real one starts it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+    def run(*arguments: object, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(stdin)))
+        with pytest.raises(SystemExit) as exit_:
+            cli.app([str(argument) for argument in arguments])
+        out, err = capfdbinary.readouterr()
+        return Done(int(exit_.value.code or 0), out, err.decode())
+
+    return run
+
+
+@pytest.fixture
+def custom_voice(artifact: Callable[..., Path]) -> Path:
+    return artifact("bundle", "tiny-custom-voice", "int8")
+
+
+@pytest.fixture
+def base(artifact: Callable[..., Path]) -> Path:
+    return artifact("bundle", "tiny-base", "int8")
+
+
+@pytest.fixture
+def voice(custom_voice: Path) -> str:
+    return json.loads((custom_voice / "manifest.json").read_text())["speakers"][0]
+
+
+def succeed(done: Done) -> str:
+    assert done.code == 0, done.err
+    return done.out.decode()
+
+
+def test_say_writes_a_file_and_tells_the_real_time_factor(run, custom_voice, voice, work):
+    done = run("say", custom_voice, "Hello.", "--voice", voice, "--max-frames", 2, "--seed", 3, "-o", "hello.wav")
+    succeed(done)
+    samples, rate = soundfile.read(work / "hello.wav")
+    assert (len(samples), rate) == (2 * FRAME, 24_000)
+    told = done.err
+    assert told.startswith("hello.wav: 0.16 s of speech in ")
+    assert "real-time factor" in told
+    assert "cut at the frame limit, seed 3" in told
+
+
+def test_say_takes_the_text_from_argument_file_and_stdin_alike(run, custom_voice, voice, work):
+    text = "Grüße, 世界."
+    (work / "text.txt").write_text(text, encoding="utf-8")
+    options = ("--voice", voice, "--seed", 1, "--max-frames", 2, "--stream")
+    spoken = [
+        run("say", custom_voice, text, *options),
+        run("say", custom_voice, "--file", "text.txt", *options),
+        run("say", custom_voice, "-", *options, stdin=text.encode()),
+    ]
+    assert len({done.out for done in spoken}) == 1
+    assert len(spoken[0].out) == 2 * FRAME * 2, "16-bit samples and nothing else"
+    assert np.frombuffer(spoken[0].out, "<i2").any()
+
+
+def test_say_without_an_outlet_writes_speech_wav_and_json_tells_all(run, custom_voice, voice, work):
+    told = json.loads(succeed(run("say", custom_voice, "Hi.", "--voice", voice, "--max-frames", 2, "--json")))
+    assert (work / "speech.wav").exists()
+    assert told["output"] == "speech.wav"
+    assert told["frames"] == 2
+    assert told["stop_reason"] in ("eos", "max_frames")
+    assert told["calls_by_component"]["code_predictor"] == 2
+    assert {"seed", "real_time_factor", "first_audio_seconds", "duration"} <= set(told)
+
+
+def test_a_voice_is_designed_or_cloned_from_a_recording_or_a_saved_prompt(run, artifact, base, work):
+    design = artifact("bundle", "tiny-voice-design", "int8")
+    succeed(run("say", design, "Hi.", "--instruct", "A calm woman.", "--max-frames", 2, "-o", "design.flac"))
+    clock = np.arange(48_000) / 16_000
+    soundfile.write("me.ogg", 0.3 * np.sin(2 * np.pi * 200 * clock), 16_000)
+    reference = ("--ref-text", "What I say here.")
+    succeed(run("voice", base, "me.ogg", *reference, "-o", "me.safetensors"))
+    common = ("say", base, "Hi.", "--seed", 1, "--max-frames", 2)
+    succeed(run(*common, "--clone", "me.ogg", *reference, "-o", "recording.wav"))
+    succeed(run(*common, "--clone", "me.safetensors", "-o", "prompt.wav"))
+    assert (work / "recording.wav").read_bytes() == (work / "prompt.wav").read_bytes()
+    assert soundfile.info(work / "design.flac").frames == 2 * FRAME
+
+
+def test_bundles_are_described_for_people_and_programs(run, custom_voice, voice):
+    assert voice in succeed(run("voices", custom_voice)).splitlines()
+    assert "english" in json.loads(succeed(run("languages", custom_voice, "--json")))
+    manifest = json.loads((custom_voice / "manifest.json").read_text())
+    assert json.loads(succeed(run("info", custom_voice, "--json"))) == manifest
+    assert manifest["bundle_id"] in succeed(run("info", custom_voice))
+    assert manifest["bundle_id"] in succeed(run("verify", custom_voice))
+    assert "CPU" in json.loads(succeed(run("devices", "--json")))
+
+
+@pytest.mark.parametrize("variant", ["tiny-custom-voice", "tiny-base", "tiny-voice-design"])
+def test_bench_measures_every_kind_of_bundle(run, cache, artifact, variant):
+    folder = artifact("bundle", variant, "int8")
+    figures = json.loads(succeed(run("bench", folder, "--rounds", 2, "--frames", 6, "--json")))
+    assert len(figures["frames"]) == 2
+    for name in ("talker_ms_a_frame", "code_predictor_ms_a_frame", "speech_decoder_ms_a_frame", "real_time_factor"):
+        assert 0 < figures[name]["best"] <= figures[name]["median"]
+    for name in ("talker", "code_predictor"):
+        assert figures[f"{name}_weights_read_ms_a_frame"]["best"] > 0
+        assert figures["threads"][name] >= 1
+        held = (folder / f"{name}.bin").stat().st_size / 1e6
+        passes = 15 if name == "code_predictor" else 1
+        assert 0.3 * held < figures["weights_mb_a_frame"][name] < passes * held
+    assert min(figures["compile_cold_seconds"], figures["compile_warm_seconds"]) > 0
+    assert figures["peak_memory_mb"] > 50
+    assert not list((cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is gone"
+    assert "real time factor" in succeed(run("bench", folder, "--rounds", 1, "--frames", 4))
+
+
+def test_devices_and_properties_can_be_chosen_by_component(run, custom_voice, voice):
+    options = ("--device", "CPU", "--device", "talker=AUTO", "--property", "talker.INFERENCE_PRECISION_HINT=f32")
+    succeed(run("say", custom_voice, "Hi.", "--voice", voice, "--max-frames", 2, *options))
+
+
+def test_help_lists_every_command(run):
+    text = succeed(run())
+    for command in ("say", "voice", "voices", "languages", "devices", "info", "verify", "pull", "bench", "serve"):
+        assert f"  {command} " in text
+        assert "Usage:" in succeed(run(command, "--help"))
+
+
+# The command line after the program's name; {} stands for a good bundle, BASE for one that clones.
+BAD_LINES: dict[str, tuple[list[str], str]] = {
+    "unknown command": (["sing"], "No such command 'sing'"),
+    "no bundle": (["say"], "Missing argument 'bundle'"),
+    "unknown option": (["say", "{}", "Hi.", "--loud"], "No such option: --loud"),
+    "seed in words": (["say", "{}", "Hi.", "--seed", "x"], "Invalid value for '--seed'"),
+    "no text": (["say", "{}"], "give a text to say"),
+    "two texts": (["say", "{}", "Hi.", "--file", "text.txt"], "one of them"),
+    "missing text file": (["say", "{}", "--file", "none.txt"], "none.txt: cannot be read (No such file"),
+    "text file in Latin-1": (["say", "{}", "--file", "latin1.txt"], "latin1.txt: it is not UTF-8 text (byte 1)"),
+    "empty text": (["say", "{}", "", "--voice", "ryan"], "there is nothing to speak"),
+    "missing bundle": (["say", "nowhere", "Hi."], "nowhere: there is no such folder"),
+    "folder that is no bundle": (["voices", "."], "it has no manifest.json"),
+    "no voice": (["say", "{}", "Hi."], "choose a voice with --voice: "),
+    "unknown voice": (["say", "{}", "Hi.", "--voice", "nobody"], "unknown speaker 'nobody'"),
+    "unknown language": (["say", "{}", "Hi.", "--voice", "ryan", "--language", "elvish"], "unknown language 'elvish'"),
+    "ref text alone": (["say", "{}", "Hi.", "--ref-text", "x"], "--ref-text belongs to a recording"),
+    "clone by custom voice": (["say", "{}", "Hi.", "--clone", "tone.wav"], "load a base bundle"),
+    "base without clone": (["say", "BASE", "Hi."], "give one with --clone"),
+    "clone with voice": (
+        ["say", "BASE", "Hi.", "--clone", "tone.wav", "--voice", "ryan"],
+        "--voice does not go with a base bundle",
+    ),
+    "clone of nothing": (["say", "BASE", "Hi.", "--clone", "none.wav"], "none.wav: there is no such file"),
+    "clone of a text": (["say", "BASE", "Hi.", "--clone", "latin1.txt"], "cannot read it as audio"),
+    "prompt that is none": (
+        ["say", "BASE", "Hi.", "--clone", "bad.safetensors"],
+        "bad.safetensors: not a voice prompt",
+    ),
+    "output without ending": (["say", "{}", "Hi.", "--voice", "ryan", "-o", "out"], "out: cannot write a file without"),
+    "output as mp4": (["say", "{}", "Hi.", "--voice", "ryan", "-o", "out.mp4"], "out.mp4: cannot write .mp4"),
+    "output in no folder": (["say", "{}", "Hi.", "--voice", "ryan", "-o", "no/out.wav"], "there is no folder no"),
+    "unknown device": (["say", "{}", "Hi.", "--voice", "ryan", "-d", "TPU"], "there is no device TPU"),
+    "unknown component": (["say", "{}", "Hi.", "--voice", "ryan", "-d", "mouth=CPU"], "unknown component 'mouth'"),
+    "property without value": (["say", "{}", "Hi.", "--voice", "ryan", "--property", "SPEED"], "write it as KEY=VALUE"),
+    "unknown property": (
+        ["say", "{}", "Hi.", "--voice", "ryan", "--property", "SPEED=1"],
+        "cannot be compiled for CPU",
+    ),
+    "no frames": (["say", "{}", "Hi.", "--voice", "ryan", "--max-frames", "0"], "max_frames must be"),
+    "no rounds": (["bench", "{}", "--rounds", "0"], "Invalid value for '--rounds'"),
+    "pull of a path": (["pull", "/no/such/thing"], "there is no such folder, and it is not a Hub id"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_answered_in_one_line_and_leaves_no_file(run, custom_voice, base, voice, work, case):
+    arguments, message = BAD_LINES[case]
+    (work / "latin1.txt").write_bytes(b"G\xfc\xdfe")
+    (work / "bad.safetensors").write_bytes(b"{}")
+    soundfile.write(work / "tone.wav", 0.3 * np.sin(np.arange(48_000) / 20), 24_000)
+    before = sorted(os.listdir(work))
+    known = {"{}": str(custom_voice), "BASE": str(base), "ryan": voice}
+    done = run(*(known.get(argument, argument) for argument in arguments))
+    assert done.code == 1, done.err
+    assert message in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert done.out == b""
+    assert sorted(os.listdir(work)) == before
+
+
+def test_a_listener_that_leaves_ends_the_program_quietly(custom_voice, voice, work):
+    command = f"{sys.executable} -m qwen3_tts_ov say {custom_voice} 'A long story. And more.' --voice {voice} --stream"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 100 | wc -c; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | {"XDG_CACHE_HOME": str(work)},
+    )
+    assert done.stdout.split() == [b"100", b"1"] or done.stdout.split() == [b"100", b"0"], "0 when it ended first"
+    assert b"Traceback" not in done.stderr
