@@ -12,7 +12,7 @@ has no figure to judge, fails the stage. The report is small and flat, for a man
      "versions": {"jiwer": …, …},      of the packages that judged
      "heard": [{"wav": …, "language": …, "text": …, "transcript": …}, …]}
 
-Words are errors in words said, for Chinese and Japanese in characters; `pipeline/judging/scorers.py` defines every figure.
+Words are errors in words said, for Chinese and Japanese in characters; `judging/scorers.py` defines every figure.
 """
 
 from collections.abc import Callable, Iterator

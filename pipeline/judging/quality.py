@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model_src.config import SpeakerEncoderConfig
 from model_src.speaker_encoder import MelFeatures
 from pipeline.graphs import teacher_forcing
-from pipeline.graphs.teacher_forcing import Arrays
+from pipeline.graphs.teacher_forcing import JUDGED, Arrays
 from pipeline.judging.closeness import closeness
 from pipeline.stage import PipelineError
 
@@ -68,7 +68,7 @@ def code_predictor(request: ov.InferRequest, _: Path, texts: list[Arrays]) -> Qu
         teacher_forcing.likeliest(request, hidden, codes)[None] == expected
         for text in texts
         for hidden, codes, expected in zip(
-            text["hidden"][teacher_forcing.JUDGED], text["codes"][teacher_forcing.JUDGED], text["likeliest"], strict=True
+            text["hidden"][JUDGED], text["codes"][JUDGED], text["likeliest"], strict=True
         )
     ])  # fmt: skip
     half = equal.shape[1] // 2

@@ -1,4 +1,4 @@
-"""Planning, sharing and building in groups, with toy stages; tests/fleet/prove_fleet.py has the real ones on a cluster."""
+"""Planning, sharing and building in groups, with toy stages; prove_fleet.py has the real ones on a cluster."""
 
 import io
 import os
