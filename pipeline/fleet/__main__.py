@@ -4,9 +4,10 @@
     python -m pipeline.fleet cells='*-int8'                   what such cells need
     python -m pipeline.fleet address=192.0.2.1:6379           on a cluster (pipeline/fleet/node.py starts one)
 
-Stale stages go out in groups (plan.py): first what the cells of a variant share, then each cell, to a node that has what
-it needs (node.py). A node gets the project as it is here, builds in a checkout of its own (worker.py) and pushes.
-dvc.lock grows with every group that is done, so a fleet that is stopped goes on where it was. Before a group goes out, and once more on its node, the remote is asked whether another fleet has built it.
+Stale stages go out in groups (plan.py): first what the cells of a variant share, then each cell, to a node that has
+what it needs (node.py). A node gets the project as it is here, builds in a checkout of its own (worker.py) and pushes.
+dvc.lock grows with every group that is done, so a fleet that is stopped goes on where it was. Before a group goes out,
+and once more on its node, the remote is asked whether another fleet has built it.
 """
 
 import logging
