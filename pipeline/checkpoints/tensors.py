@@ -1,8 +1,8 @@
 """Every tensor of a Qwen3-TTS checkpoint, listed from its config.json: name, shape, and how a synthetic one is filled.
 
-The listing is the module tree of the official implementation written out. `download` checks the header of a weight
-file against it, `synthetic` fills it with random numbers. Fills are scaled so that signals keep their size through
-any depth and width: a weight by its fan-in, a branch of a residual stack by the number of branches.
+The listing is the module tree of the official implementation written out; `synthetic` fills it with random numbers,
+scaled so that signals keep their size at any depth and width: a weight by its fan-in, a branch of a residual stack by
+the number of branches.
 """
 
 from collections.abc import Iterator
