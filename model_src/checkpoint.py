@@ -34,7 +34,7 @@ class CheckpointError(ValueError):
 class Network:
     """How one network is built from the configuration, and where the checkpoint keeps its parameters.
 
-    `names` rewrites the start of a parameter's name into the checkpoint's; the first pattern that matches counts.
+    `names` rewrites the start of a parameter's name into the checkpoint's; the first pattern that matches applies.
     """
 
     build: Callable[[CheckpointConfig], nn.Module]
@@ -124,7 +124,7 @@ NETWORKS: dict[str, Network] = {
 }
 
 # Tensors that released checkpoints hold and inference never reads: projections into the decoder's codebooks and out of
-# the encoder's, the encoder's codebooks past those in use, and flags of the codebooks' training.
+# the encoder's, the encoder's codebooks beyond those in use, and flags of the codebooks' training.
 UNUSED = re.compile(
     r"decoder\.quantizer\.rvq_(first|rest)\.input_proj\.weight"
     r"|encoder\.quantizer\.(semantic|acoustic)_residual_vector_quantizer\.output_proj\.weight"
@@ -135,7 +135,7 @@ _USAGE_FLOOR = 1e-5  # the official codebooks divide by at least this
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Leaves new parameters as they are. On the meta device a random start loads PyTorch's compiler, for a second."""
+    """Leaves new parameters uninitialised: on the meta device, initialising them takes a second, to load a compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if getattr(function, "__module__", "") == nn.init.__name__:
@@ -194,7 +194,7 @@ class Checkpoint:
         return self._files[name].get_tensor(name)
 
     def rows(self, name: str, size: int) -> Iterator[Tensor]:
-        """A tensor in pieces of at most `size` rows, none of which stays in memory after its turn."""
+        """A tensor in pieces of at most `size` rows, none of which stays in memory after use."""
         path, total = self._paths[name], self._files[name].get_slice(name).get_shape()[0]
         for start in range(0, total, size):
             with safe_open(path, framework="pt") as file:  # a mapping of its own, so that its pages go when it closes
@@ -227,7 +227,7 @@ class Checkpoint:
         return missing, misshapen
 
     def _value(self, parameter: str, sources: list[str]) -> Tensor:
-        """A parameter's tensor; a codebook's rows are sums of what training assigned to them over how often it did."""
+        """A parameter's tensor. A row of a codebook is the mean of its vectors: the stored sum over the stored usage."""
         if not parameter.endswith("tables"):
             return self.tensor(sources[0])
         sums = sources[: len(sources) // 2]
@@ -253,7 +253,7 @@ def _usage(sums: str) -> str:
 
 
 def _listed(missing: list[str], misshapen: list[str], unknown: Sequence[str] = ()) -> str:
-    """What is wrong, in one line, at most five names of each kind."""
+    """The faults in one line, with at most five names of each kind."""
     parts = []
     for label, names in (("missing", missing), ("unknown", unknown), ("of the wrong shape", misshapen)):
         if names:
