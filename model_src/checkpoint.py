@@ -227,7 +227,7 @@ class Checkpoint:
         return missing, misshapen
 
     def _value(self, parameter: str, sources: list[str]) -> Tensor:
-        """A parameter's tensor. A row of a codebook is the mean of its vectors: the stored sum over the stored usage."""
+        """A parameter's tensor. A row of a codebook is the mean of its vectors: stored sum over stored usage."""
         if not parameter.endswith("tables"):
             return self.tensor(sources[0])
         sums = sources[: len(sources) // 2]
