@@ -4,8 +4,8 @@ The report records the source, the resolved revision, and the size and sha256 of
 even one that was killed, resumes where it stopped: until every file is complete and its hash is right, the files lie
 beside the output, in `.checkpoint.partial/<commit>/`.
 
-Refused here is what is no checkpoint of the variant's kind, what could run code, and files that are missing or damaged.
-Whether configuration and weights agree is for `build`, which loads them.
+This stage refuses a checkpoint of the wrong kind, files that could run code, and missing or damaged files. Whether the
+configuration and the weights agree is checked by `build`, which loads them.
 """
 
 import hashlib

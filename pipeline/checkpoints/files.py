@@ -1,7 +1,7 @@
-"""The files of a checkpoint: which are chosen by name, whether they are a checkpoint of the right kind, and undamaged.
+"""The files of a checkpoint: choosing them by name, and refusing the wrong model and damaged files.
 
-Nothing here loads a weight, and what is chosen is all that a stage sees. Whether the configurations agree with one
-another and with the weights is checked once, by `build`, with the networks of model_src.
+No weights are loaded here. That the configurations agree with one another and with the weights is checked once, by
+`build`, with the networks of model_src.
 """
 
 import json
@@ -40,7 +40,7 @@ def select(names: Collection[str], read: Callable[[str], bytes], kind: str | Non
 
     Only the configurations and the indices of sharded weights are read, so a wrong checkpoint is refused before its
     weights are fetched. Raises PipelineError for a missing file, a pickle, a weight file that no configuration
-    explains, a name that leads out of the folder, and another model than Qwen3-TTS 12 Hz.
+    explains, a name that leads out of the folder, and any model other than Qwen3-TTS 12 Hz of the required kind.
 
     Args:
         names: relative paths.
@@ -110,7 +110,7 @@ def parse(name: str, content: bytes) -> Config:
 
 
 def check_identity(config: Config, codec: Config, kind: str | None) -> None:
-    """Raises PipelineError unless both configurations are of Qwen3-TTS 12 Hz, and of the kind that is required."""
+    """Raises PipelineError unless the configurations are those of Qwen3-TTS 12 Hz, of the required kind."""
     claims = (
         ("config.json: model_type", config.get("model_type"), ("qwen3_tts",)),
         ("config.json: tokenizer_type", config.get("tokenizer_type"), ("qwen3_tts_tokenizer_12hz",)),
@@ -123,10 +123,10 @@ def check_identity(config: Config, codec: Config, kind: str | None) -> None:
 
 
 def check_intact(directory: Path) -> None:
-    """Raises PipelineError for a damaged file: JSON that does not parse, or weights that their header does not fit.
+    """Raises PipelineError for a damaged file: JSON that does not parse, or weights that do not fit their header or index.
 
     Args:
-        directory: holds the files that `select` chose and no other.
+        directory: holds exactly the files that `select` chose.
     """
     for path in sorted(directory.rglob("*.json")):
         parse(path.relative_to(directory).as_posix(), path.read_bytes())

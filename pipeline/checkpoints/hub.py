@@ -21,14 +21,14 @@ from huggingface_hub.utils import build_hf_headers
 
 from pipeline.stage import PipelineError, one_line
 
-CLIENT = "qwen3-tts-ov"  # what the Hub is told about who asks
-# What a request can fail with.
+CLIENT = "qwen3-tts-ov"  # the name that requests carry
+# The errors of a failed request.
 ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx2.HTTPError, ConnectionError)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a Hub repository: its URL, size in bytes, and the hash that the Hub knows it by."""
+    """A file of a Hub repository: its URL, size in bytes, and the Hub's hash of it."""
 
     url: str
     size: int
@@ -106,7 +106,7 @@ def status_of(error: Exception) -> int | None:
 def explained(error: Exception, repo_setting: str, revision_setting: str) -> str:
     """What one of ERRORS means and what to do about it, in one line to follow the repository's name.
 
-    The settings are those that name repository and revision, such as `variant.repo`.
+    `repo_setting` and `revision_setting` are the configuration keys to check, such as `variant.repo`.
     """
     status = status_of(error)
     match error:

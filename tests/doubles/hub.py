@@ -326,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
         return Answer(body={"url": f"{self.hub.url}/{name}", "name": name, "id": "0"})
 
     def validate_yaml(self) -> Answer:
-        """As the Hub: the front matter must be YAML, and what stands in it must have the Hub's forms."""
+        """As the Hub: the front matter must be YAML, and its fields must have the Hub's forms."""
         front = re.match(r"---\n(.*?)\n---", self.json()["content"], re.DOTALL)
         try:
             data = yaml.safe_load(front[1]) if front else {}

@@ -96,7 +96,7 @@ def id_of(release: Bundle) -> str:
 
 @pytest.fixture
 def before(hub, old):
-    """A Hub that holds the old release and somebody's note."""
+    """A Hub that holds the old release and someone's note."""
     target.publish(OLD, old, dry_run=False)
     hub.add(REPOSITORY, "NOTE.md", b"by hand")
     return hub.state()
