@@ -123,7 +123,7 @@ def check_identity(config: Config, codec: Config, kind: str | None) -> None:
 
 
 def check_intact(directory: Path) -> None:
-    """Raises PipelineError for a damaged file: JSON that does not parse, or weights that do not fit their header or index.
+    """Raises PipelineError for a damaged file: JSON that does not parse, weights that do not fit their header or index.
 
     Args:
         directory: holds exactly the files that `select` chose.
