@@ -1,13 +1,12 @@
-"""Loading a released checkpoint's tensors into the networks: safetensors only, strict, without copies.
+"""Loading a checkpoint's tensors into the networks: safetensors only, strict, without copies.
 
-All that differs between the checkpoint's names and ours stands in `NETWORKS`. Each tensor must be used exactly once
-and each parameter be set; `UNUSED` lists what the official code loads and never runs. Networks are built on the meta
-device and given the file's own memory-mapped tensors, so bfloat16 weights stay bfloat16 and are paged in as needed.
+`NETWORKS` holds every difference between the checkpoint's names and ours. Every parameter must be set and every tensor
+used, except those in `UNUSED`, which the official code loads but never runs. Networks are built on the meta device and
+given the file's own memory-mapped tensors, so bfloat16 weights stay bfloat16 and are paged in as needed.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +27,14 @@ from .talker import Talker, TextEmbedding
 
 
 class CheckpointError(ValueError):
-    """Weights that do not fit their configuration; the message names the file or the tensors."""
+    """Weights that are damaged or do not fit their configuration; the message names the file or the tensors."""
 
 
 @dataclass(frozen=True)
 class Network:
     """How one network is built from the configuration, and where the checkpoint keeps its parameters.
 
-    `names` rewrites the start of a parameter's name into the checkpoint's; the first pattern that matches counts.
+    `names` rewrites the start of a parameter's name into the checkpoint's; the first pattern that matches applies.
     """
 
     build: Callable[[CheckpointConfig], nn.Module]
@@ -125,17 +124,18 @@ NETWORKS: dict[str, Network] = {
 }
 
 # Tensors that released checkpoints hold and inference never reads: projections into the decoder's codebooks and out of
-# the encoder's, the encoder's codebooks past those in use, and flags of the codebooks' training.
+# the encoder's, the encoder's codebooks beyond those in use, and flags of the codebooks' training.
 UNUSED = re.compile(
     r"decoder\.quantizer\.rvq_(first|rest)\.input_proj\.weight"
     r"|encoder\.quantizer\.(semantic|acoustic)_residual_vector_quantizer\.output_proj\.weight"
     r"|encoder\.quantizer\.\w+\.layers\.\d+\.codebook\.(embed_sum|cluster_usage|initialized)"
 )
+DTYPES = ("BF16", "F16", "F32")
 _USAGE_FLOOR = 1e-5  # the official codebooks divide by at least this
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Leaves new parameters as they are. On the meta device a random start loads PyTorch's compiler, for a second."""
+    """Leaves new parameters uninitialised: on the meta device, initialising them takes a second, to load a compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if getattr(function, "__module__", "") == nn.init.__name__:
@@ -146,7 +146,8 @@ class _NoInitialValues(TorchFunctionMode):
 class Checkpoint:
     """A checkpoint folder: its configuration, and its tensors by name.
 
-    Opening it reads the configuration and the files' headers alone. Raises ConfigError and CheckpointError.
+    The weights are all safetensors files in the folder and in its speech_tokenizer, however they are sharded. Opening
+    reads only the configuration and the files' headers. Raises ConfigError and CheckpointError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -155,8 +156,8 @@ class Checkpoint:
         self.names = tuple(n for n in NETWORKS if n != "speaker_encoder" or self.config.speaker_encoder_config)
         self._files: dict[str, safe_open] = {}  # tensor name -> the open file that holds it
         self._paths: dict[str, Path] = {}
-        for weights in (folder / "model.safetensors", folder / "speech_tokenizer" / "model.safetensors"):
-            for path in _shards(weights):
+        for part in (folder, folder / "speech_tokenizer"):
+            for path in sorted(part.glob("*.safetensors")):
                 self._open(path)
 
     def load(self, name: str) -> nn.Module:
@@ -173,7 +174,9 @@ class Checkpoint:
         return network.eval().requires_grad_(False)
 
     def verify(self) -> None:
-        """Check that every tensor is used, and that every parameter has one of its shape. Raises CheckpointError."""
+        """Check, by the headers alone, that the files hold every tensor that the networks use, in the right shape, and
+        no unknown one. Raises CheckpointError.
+        """
         sources = {
             f"{name}.{parameter}": self._sources(name, parameter, value)
             for name in self.names
@@ -191,7 +194,7 @@ class Checkpoint:
         return self._files[name].get_tensor(name)
 
     def rows(self, name: str, size: int) -> Iterator[Tensor]:
-        """A tensor in pieces of at most `size` rows, none of which stays in memory after its turn."""
+        """A tensor in pieces of at most `size` rows, none of which stays in memory after use."""
         path, total = self._paths[name], self._files[name].get_slice(name).get_shape()[0]
         for start in range(0, total, size):
             with safe_open(path, framework="pt") as file:  # a mapping of its own, so that its pages go when it closes
@@ -214,7 +217,7 @@ class Checkpoint:
         return {source: [codes, width] for source in sums} | {_usage(source): [codes] for source in sums}
 
     def _faults(self, sources: Mapping[str, Mapping[str, list[int]]]) -> tuple[list[str], list[str]]:
-        """Of what `_sources` says of each parameter: the tensors that are missing, and those of another shape."""
+        """Given the sources of each parameter: the missing tensors, and those with the wrong shape."""
         missing, misshapen = [], []
         for name, shape in (pair for found in sources.values() for pair in found.items()):
             if name not in self._files:
@@ -224,7 +227,7 @@ class Checkpoint:
         return missing, misshapen
 
     def _value(self, parameter: str, sources: list[str]) -> Tensor:
-        """A parameter's tensor; a codebook's rows are sums of what training assigned to them over how often it did."""
+        """A parameter's tensor. A row of a codebook is the mean of its vectors: stored sum over stored usage."""
         if not parameter.endswith("tables"):
             return self.tensor(sources[0])
         sums = sources[: len(sources) // 2]
@@ -238,22 +241,10 @@ class Checkpoint:
             raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); download it again") from None
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             if name in self._files:
-                raise CheckpointError(f"{path}: tensor {name} stands in two files")
+                raise CheckpointError(f"{path}: tensor {name} is also in another file")
+            if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+                raise CheckpointError(f"{path}: tensor {name} is {dtype}, not {' or '.join(DTYPES)}")
             self._files[name], self._paths[name] = file, path
-
-
-def _shards(weights: Path) -> list[Path]:
-    """The files of `weights`: itself, or those that the index beside it names."""
-    index = weights.with_name(f"{weights.name}.index.json")
-    if not index.exists():
-        return [weights]
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{index}: no index of weight files; download it again") from None
-    if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{index}: names a file outside its folder")
-    return [weights.with_name(name) for name in sorted(names)]
 
 
 def _usage(sums: str) -> str:
@@ -262,9 +253,9 @@ def _usage(sums: str) -> str:
 
 
 def _listed(missing: list[str], misshapen: list[str], unknown: Sequence[str] = ()) -> str:
-    """What is wrong, in one line, at most five names of each kind."""
+    """The faults in one line, with at most five names of each kind."""
     parts = []
-    for label, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen)):
+    for label, names in (("missing", missing), ("unknown", unknown), ("of the wrong shape", misshapen)):
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             parts.append(f"{label}: {', '.join(names[:5])}{more}")

@@ -42,7 +42,7 @@ class CodePredictor(nn.Module):
     def decode(self, inputs: Tensor, start: int, past: list[KeyValue] | None = None) -> tuple[Tensor, list[KeyValue]]:
         """Hidden states [batch, positions, predictor hidden] of inputs [batch, positions, talker hidden]."""
         queries = torch.arange(start, start + inputs.shape[1])[None]
-        mask = causal_mask(queries, queries[0]) if start == 0 else None  # what is decoded later comes one by one
+        mask = causal_mask(queries, queries[0]) if start == 0 else None  # later positions come one at a time
         return self.run(inputs, rotary(queries, self.config.head_dim, self.config.rope_theta), mask, past)
 
     def run(

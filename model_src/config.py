@@ -1,9 +1,9 @@
 """A checkpoint's configuration, as frozen dataclasses read from its config.json files.
 
-Unknown keys are tolerated (a released file holds dozens that describe nothing of the network). A missing key without a
-default, a value of another type, and values that cannot belong to one network are refused with the key's full name; so
-is a `FIXED` key with a value that the official code could follow and these networks, like all releases, do not.
-Defaults are those of the official configuration classes, for keys that released files leave out.
+Unknown keys are ignored (a released file holds dozens that do not describe the network). These are refused, with the
+key's full name: a missing key without a default, a value of the wrong type, values that contradict one another, and a
+value of a `FIXED` key that the official code supports and these networks, like all releases, do not. Defaults are those
+of the official configuration classes, for keys that released files leave out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
 
 class ConfigError(ValueError):
-    """A config.json that does not describe a Qwen3-TTS 12 Hz checkpoint; the message names the key."""
+    """A configuration that these networks cannot follow; the message names the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +69,19 @@ class TalkerConfig(TransformerConfig):
     num_code_groups: int = 16
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
+    spk_id: dict[str, int] | None = None
+    spk_is_dialect: dict[str, Any] | None = None  # of each speaker: False, or a key of codec_language_id
+    codec_language_id: dict[str, int] | None = None
 
     def check(self, where: str) -> None:
         super().check(where)
-        predictor = self.code_predictor_config
-        if predictor.num_code_groups != self.num_code_groups:
-            raise ConfigError(
-                f"{where}: num_code_groups is {self.num_code_groups}, but {predictor.num_code_groups} in "
-                "code_predictor_config"
-            )
+        for table in ("spk_id", "codec_language_id"):
+            for name, code in (getattr(self, table) or {}).items():
+                if not 0 <= code < self.vocab_size:
+                    raise ConfigError(f"{where}.{table}.{name} is {code}, not an id below {self.vocab_size}")
+        for speaker, dialect in (self.spk_is_dialect or {}).items():
+            if dialect and dialect not in (self.codec_language_id or {}):
+                raise ConfigError(f"{where}.spk_is_dialect.{speaker} is {dialect!r}, which codec_language_id lacks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,43 +171,46 @@ class SpeechTokenizerConfig:
             )
         if self.encoder_valid_num_quantizers > self.encoder_config.num_quantizers:
             raise ConfigError(f"{where}: encoder_valid_num_quantizers exceeds encoder_config.num_quantizers")
-        if self.encoder_valid_num_quantizers != self.decoder_config.num_quantizers:
-            raise ConfigError(
-                f"{where}: encoder_valid_num_quantizers is {self.encoder_valid_num_quantizers}, but "
-                f"decoder_config.num_quantizers is {self.decoder_config.num_quantizers}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """config.json and speech_tokenizer/config.json of one checkpoint."""
 
+    EQUAL: ClassVar = (  # keys that describe the same number
+        (
+            "talker_config.num_code_groups",
+            "talker_config.code_predictor_config.num_code_groups",
+            "speech_tokenizer.decoder_config.num_quantizers",
+            "speech_tokenizer.encoder_valid_num_quantizers",
+        ),
+        (
+            "talker_config.code_predictor_config.vocab_size",
+            "speech_tokenizer.decoder_config.codebook_size",
+            "speech_tokenizer.encoder_config.codebook_size",
+        ),
+    )
+
     tts_model_type: str
-    tokenizer_type: str
     talker_config: TalkerConfig
     speech_tokenizer: SpeechTokenizerConfig
     speaker_encoder_config: SpeakerEncoderConfig | None = None
+    # Text ids that prompts are made of; the tokenizer must add them.
+    im_start_token_id: int
+    im_end_token_id: int
+    tts_pad_token_id: int
+    tts_bos_token_id: int
+    tts_eos_token_id: int
 
     def check(self, where: str) -> None:
-        kinds = ("base", "custom_voice", "voice_design")
-        if self.tts_model_type not in kinds:
-            raise ConfigError(f"{where}.tts_model_type is {self.tts_model_type!r}; known: {', '.join(kinds)}")
-        if self.tokenizer_type != "qwen3_tts_tokenizer_12hz":
-            raise ConfigError(
-                f"{where}.tokenizer_type is {self.tokenizer_type!r}; only the 12 Hz tokenizer is supported"
-            )
-        if (self.speaker_encoder_config is not None) != (self.tts_model_type == "base"):
-            raise ConfigError(f"{where}: speaker_encoder_config belongs to base checkpoints, and only to them")
-        groups, coded = self.talker_config.num_code_groups, self.speech_tokenizer.decoder_config.num_quantizers
-        if groups != coded:
-            raise ConfigError(f"{where}: the talker has {groups} code groups, the speech decoder {coded} quantizers")
-        codes = self.talker_config.code_predictor_config.vocab_size
-        if codes != self.speech_tokenizer.decoder_config.codebook_size:
-            raise ConfigError(
-                f"{where}: code_predictor_config.vocab_size is {codes}, but the speech decoder's codebook_size is "
-                f"{self.speech_tokenizer.decoder_config.codebook_size}"
-            )
+        for first, *others in self.EQUAL:
+            expected = attrgetter(first)(self)
+            for key in others:
+                if (value := attrgetter(key)(self)) != expected:
+                    raise ConfigError(f"{where}: {first} is {expected}, but {key} is {value}")
         speaker = self.speaker_encoder_config
+        if (speaker is not None) != (self.tts_model_type == "base"):
+            raise ConfigError(f"{where}: speaker_encoder_config belongs to base checkpoints, and only to them")
         if speaker is not None and speaker.enc_dim != self.talker_config.hidden_size:
             raise ConfigError(
                 f"{where}: speaker_encoder_config.enc_dim ({speaker.enc_dim}) differs from talker_config.hidden_size "
@@ -211,12 +219,18 @@ class CheckpointConfig:
 
     @classmethod
     def load(cls, checkpoint: Path) -> CheckpointConfig:
-        """Read a checkpoint folder's two config.json files. Raises ConfigError."""
+        """Read a checkpoint folder's two config.json files and check them. Raises ConfigError."""
         main = _read(checkpoint / "config.json")
         if main.get("tts_model_type") != "base":
             main.pop("speaker_encoder_config", None)  # the official class writes a default one into every file
         main["speech_tokenizer"] = _read(checkpoint / "speech_tokenizer" / "config.json")
-        return _build(cls, main, "config.json")
+        config: CheckpointConfig = _build(cls, main, "config.json")
+        added = _read(checkpoint / "tokenizer_config.json").get("added_tokens_decoder")
+        for field in dataclasses.fields(cls):
+            value = getattr(config, field.name)
+            if added and field.name.endswith("_token_id") and str(value) not in added:
+                raise ConfigError(f"config.json.{field.name} is {value}, which tokenizer_config.json does not add")
+        return config
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -251,14 +265,18 @@ def _build(cls: type, data: Any, where: str) -> Any:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: int, float, str, tuple[int, ...], a dataclass, or one of these or None."""
+    """`value` as `kind`: int, float, str, Any, tuple[int, ...], dict[str, ...] or a dataclass, each perhaps None."""
     options = typing.get_args(kind)
+    if kind is Any:
+        return value
     if type(None) in options:
         return None if value is None else _convert(options[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, where)
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_convert(options[0], item, where) for item in value)
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        return {key: _convert(options[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

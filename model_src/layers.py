@@ -1,7 +1,7 @@
-"""What the networks share: layers that store 16-bit and compute in float32, rotary positions, attention.
+"""Shared by the networks: layers that store 16-bit weights and compute in float32, rotary positions, attention.
 
 Weights keep the dtype that the checkpoint stores. Each layer casts its own to the activations' dtype when it runs, so
-a bfloat16 checkpoint costs two bytes a weight in memory, and in a traced graph each cast is the `Constant -> Convert`
+a bfloat16 checkpoint costs two bytes per weight in memory, and in a traced graph each cast is the `Constant -> Convert`
 pair that OpenVINO's compilers read as compressed weights.
 """
 
@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each feature of a residual branch (Touvron et al. 2021, arXiv 2103.17239)."""
+    """A learned factor for each feature of a residual branch (Touvron et al. 2021, arXiv 2103.17239)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -118,9 +118,9 @@ class Attention(nn.Module):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """The attention's output [batch, queries, size]; rotary positions are already in queries and keys.
 
-        Without a mask there is one position of queries, which attends to all.
+        Without a mask, queries have one position, which attends to every key.
         """
-        if mask is None:  # the heads that share keys are so many queries of them: nothing to repeat or to transpose
+        if mask is None:  # heads that share keys become queries of one head: nothing to repeat or transpose
             mixed = F.scaled_dot_product_attention(queries.unflatten(1, (self.kv_heads, -1)).squeeze(3), keys, values)
             return self.o_proj(mixed.flatten(1)[:, None])
         keys, values = self._per_query_head(keys), self._per_query_head(values)

@@ -1,7 +1,7 @@
 """Drawing codes inside the network, in operations that a graph can hold.
 
 The rules are the official ones in the official order (transformers' temperature, top-k and top-p warpers). The draw
-is an exponential race, as in `qwen3_tts_ov.sampling`: the caller brings the noise, so that a seed fixes the result.
+is an exponential race, as in `qwen3_tts_ov.sampling`: the caller supplies the noise, so that a seed fixes the result.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def draw(
     """Draw one code for each row.
 
     `logits` and `noise` are [batch, codes], noise being Exp(1) draws, or ones for the likeliest code. `temperature`,
-    `top_k` and `top_p` have one element; `top_k` = number of codes and `top_p` = 1 switch those rules off. Of codes
-    that tie at the top-k boundary some stay (the official warper keeps all of them). Returns int64 [batch, 1].
+    `top_k` and `top_p` have one element; `top_k` = number of codes and `top_p` = 1 switch those rules off. Of the codes
+    that tie at the top-k boundary only some are kept (the official warper keeps all of them). Returns int64 [batch, 1].
 
-    With `candidates`, the draw is from so many likeliest codes at most, and every shape is known beforehand.
+    With `candidates`, only that many of the likeliest codes can be drawn, and every shape is static.
     """
     if candidates is None:
         scores, codes = _likeliest(logits / temperature, top_k[0])
@@ -37,9 +37,9 @@ def draw(
         scores, codes = torch.topk(logits / temperature, candidates, dim=-1)
         scores = scores.masked_fill(torch.arange(candidates) >= top_k, float("-inf"))
     probabilities = torch.softmax(scores, dim=-1)
-    # A code goes when the likelier ones alone reach top_p; the likeliest has none before it and always stays.
+    # A code is dropped if the likelier ones alone reach top_p, so the likeliest always stays.
     likelier = torch.cumsum(probabilities, dim=-1) - probabilities
     dropped = (likelier >= top_p) & (likelier > 0) & (top_p < 1)
-    # Dropped last: a draw may be 0, and then the race infinite.
+    # Dropped last: noise may be 0, which makes its race infinite.
     race = (scores - torch.log(torch.gather(noise, -1, codes))).masked_fill(dropped, float("-inf"))
     return torch.gather(codes, -1, race.argmax(dim=-1, keepdim=True))

@@ -1,8 +1,8 @@
 """The speech decoder: 16 codes a frame to 1920 samples of 24 kHz audio, causal throughout.
 
 Codebook lookup, a causal convolution, a transformer that sees 72 frames, ConvNeXt upsampling to 50 Hz and a
-convolutional decoder of SnakeBeta blocks. As every part looks back only so far, the network can run in pieces:
-what each part needs of the past is kept in a `History`, and pieces of any length give the samples of one whole pass.
+convolutional decoder of SnakeBeta blocks. Every part has a bounded lookback, so the network can run in chunks: a
+`History` keeps what each part needs of the past, and chunks of any length give the same samples as a single pass.
 Official counterpart: `Qwen3TTSTokenizerV2Decoder` in qwen_tts/core/tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py.
 """
 
@@ -19,10 +19,10 @@ from .layers import Attention, Conv1d, LayerScale, Linear, RMSNorm, SwiGLU, caus
 
 
 class History:
-    """What the network remembers between pieces, in the order in which its parts ask.
+    """What the network remembers between chunks, in the order in which its parts ask for it.
 
-    Starts from silence when `past` is None. After a pass, `present` is the past of the next one. Where the past of the
-    attention has a fixed length, `seen` [1] says how many of its last frames have really been.
+    `past` None means silence before. After a pass, `present` is the past of the next one. If the attention's past has a
+    fixed length, `seen` [1] is the number of its last frames that were really decoded.
     """
 
     def __init__(self, past: Sequence[Tensor] | None = None, seen: Tensor | None = None) -> None:
@@ -37,14 +37,14 @@ class History:
         return joined
 
     def prepend_seen(self, x: Tensor, length: int) -> Tensor:
-        """As `prepend` for x [batch, heads, steps, size], but only what has been: nothing before the start."""
+        """As `prepend`, for x [batch, heads, steps, size] and without padding before the start."""
         joined = x if self.past is None else torch.cat((self.past[len(self.present)], x), dim=2)
         self.present.append(joined[:, :, -length:])
         return joined
 
 
 class CausalConv(nn.Module):
-    """A convolution of stride 1 that looks back only."""
+    """A convolution of stride 1 that only looks back."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ class CausalUpsample(nn.Module):
         self.lookback = kernel // stride - 1
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        """As a convolution that makes all `stride` outputs of a step at once, then sets them in a row.
+        """Computed as a convolution that makes all `stride` outputs of a step at once, then interleaves them.
 
-        OpenVINO's CPU plugin takes 7 times as long for the transposed convolutions of a block.
+        With transposed convolutions, OpenVINO's CPU plugin takes 7 times as long for a block.
         """
         if self.lookback:
             x = history.prepend(x, self.lookback)
@@ -110,8 +110,8 @@ class WindowedLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], mask: Tensor, history: History) -> Tensor:
         queries, keys, values = self.self_attn.project(self.input_layernorm(x))
-        # Keys are remembered before rotation: positions count from the oldest remembered frame, which rotary
-        # attention cannot tell from counting since the start, and which stays exact however long the speech gets.
+        # Keys are kept before rotation, so positions can count from the oldest frame kept. To rotary attention that is
+        # the same as counting from the start, and it stays exact however long the speech gets.
         keys = history.prepend_seen(keys, self.window - 1)
         values = history.prepend_seen(values, self.window - 1)
         cos, sin = positions
@@ -241,7 +241,7 @@ class SpeechDecoder(nn.Module):
     def forward(self, codes: Tensor, past: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Decode codes [batch, 16, frames] that follow `past` (None at the start of an utterance).
 
-        Returns samples [batch, 1, 1920 frames] in [-1, 1] at 24 kHz, and the past of the next piece.
+        Returns samples [batch, 1, 1920 * frames] in [-1, 1] at 24 kHz, and the past of the next chunk.
         """
         return self.decode(codes, History(past))
 
@@ -257,16 +257,3 @@ class SpeechDecoder(nn.Module):
             x = block(x, history)
         x = self.last_conv(self.last_act(x), history)
         return x.clamp(-1, 1), history.present
-
-    def decode_chunked(self, codes: Tensor, frames: int = 300, context: int = 25) -> Tensor:
-        """The official decoding: pieces of `frames`, each with up to `context` frames before it decoded again.
-
-        Not equal to one whole pass, since 25 frames are fewer than the network looks back; offered to compare with.
-        """
-        pieces = []
-        for start in range(0, codes.shape[-1], frames):
-            # As officially, the second piece has its context only where that does not reach the very start.
-            before = context if start - context > 0 else start
-            samples, _ = self(codes[..., start - before : start + frames])
-            pieces.append(samples[..., before * self.config.samples_per_frame :])
-        return torch.cat(pieces, dim=-1)

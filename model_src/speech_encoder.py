@@ -5,8 +5,8 @@ quantisation of which 16 of 32 codebooks are used. Source: Défossez et al. 2024
 counterpart: `MimiModel.encode` in transformers, as qwen_tts/core/tokenizer_12hz calls it.
 
 The configuration names a sliding window of 250 steps (10 s), but the official code masks only the future (transformers
-4.57.3 builds the plain causal mask; its flash attention alone, which the package does not ask for, would apply the
-window). So every step attends to all before it here too: codes of longer recordings equal the official ones.
+4.57.3 builds the plain causal mask; only its flash attention, which the package does not use, would apply the window).
+So here, too, every step attends to all earlier ones, and the codes of long recordings equal the official ones.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class EncoderLayer(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Residual vector quantisation: each codebook codes what the ones before it left over."""
+    """Residual vector quantisation: each codebook encodes the residual of those before it."""
 
     def __init__(self, config: SpeechEncoderConfig, count: int) -> None:
         super().__init__()

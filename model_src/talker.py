@@ -1,4 +1,4 @@
-"""The talker: a Qwen3 decoder that hears text and speaks the first code of each 80 ms frame.
+"""The talker: a Qwen3 decoder that reads text and predicts the first code of each 80 ms frame.
 
 Official counterpart: `Qwen3TTSTalkerForConditionalGeneration` in qwen_tts/core/models/modeling_qwen3_tts.py.
 """
@@ -68,7 +68,7 @@ class Talker(nn.Module):
     ) -> tuple[Tensor, Tensor, list[KeyValue]]:
         """Run over inputs [batch, positions, hidden] that follow `past`.
 
-        `position_ids` [batch, positions] count on from the past. Returns logits [batch, positions, vocabulary], the
+        `position_ids` [batch, positions] continue those of the past. Returns logits [batch, positions, vocabulary], the
         normalised hidden states [batch, positions, hidden] that the code predictor starts from, and the grown cache.
         """
         hidden, present = self.decode(inputs_embeds, *self.place(position_ids), past)
@@ -78,7 +78,7 @@ class Talker(nn.Module):
     def last(
         self, inputs_embeds: Tensor, position_ids: Tensor, past: list[KeyValue] | None = None
     ) -> tuple[Tensor, Tensor, list[KeyValue]]:
-        """As `forward`, with logits and hidden state of the last position alone: all that speaking needs."""
+        """As `forward`, but with only the last position's logits and hidden state, all that generation needs."""
         hidden, present = self.decode(inputs_embeds, *self.place(position_ids), past)
         hidden = self.norm(hidden[:, -1:])
         return self.codec_head(hidden), hidden, present

@@ -1,4 +1,4 @@
-"""build: loads the checkpoint strictly into the PyTorch networks and records what each component computes.
+"""build: checks the checkpoint, loads it into the PyTorch networks and records what each component computes.
 
 The record, inputs and outputs of a few calls from seeded data in float32, is what the exported graphs must reproduce;
 so an export process never holds PyTorch's model and OpenVINO's compiled one at once.
@@ -12,17 +12,17 @@ import numpy as np
 from omegaconf import DictConfig
 from safetensors.numpy import save_file
 
-from model_src.checkpoint import Checkpoint
+from model_src.checkpoint import Checkpoint, CheckpointError
+from model_src.config import ConfigError
 from pipeline.graphs.adaptors import made, make
 from pipeline.graphs.components import Call
-from pipeline.stage import main, output, paths, report, track
+from pipeline.stage import PipelineError, main, output, paths, report, track
 
 
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/model/<component>.safetensors: named arrays `<call>.<in|out>.<port>`."""
     where = paths(cfg)
-    checkpoint = Checkpoint(where.checkpoint)
-    checkpoint.verify()
+    checkpoint = checked(where.checkpoint, cfg.variant.name)
     with output(where.model) as model:
         parameters = {}
         kind = checkpoint.config.tts_model_type
@@ -32,6 +32,17 @@ def run(cfg: DictConfig) -> None:
             write_record(model / f"{name}.safetensors", calls, component.run(calls))
             parameters[name] = sum(parameter.numel() for parameter in component.parameters())
         report(model, {"kind": kind, "parameters": parameters, "seed": cfg.seed})
+
+
+def checked(folder: Path, variant: str) -> Checkpoint:
+    """The checkpoint, if its configurations agree with one another and with the weights. Raises PipelineError."""
+    try:
+        checkpoint = Checkpoint(folder)
+        checkpoint.verify()
+    except (ConfigError, CheckpointError) as error:
+        remedy = f"correct the checkpoint, then repeat its download: dvc repro --force --single-item download@{variant}"
+        raise PipelineError(f"{error}; {remedy}") from None
+    return checkpoint
 
 
 def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:

@@ -126,7 +126,7 @@ def talker(checkpoint: Checkpoint, rng: np.random.Generator) -> tuple[list[Call]
 
 
 def talker_calls(embeds: NDArray, pieces: Sequence[int]) -> list[Call]:
-    """Inputs [batch, positions, width] fed in pieces of so many positions."""
+    """Inputs [batch, positions, width] fed in pieces of the given lengths."""
     batch, ends = len(embeds), np.cumsum([0, *pieces])
     return [
         {

@@ -110,3 +110,19 @@ def snr(expected: np.ndarray, found: np.ndarray) -> float:
     """Signal to noise in dB."""
     noise = np.square(found.astype(np.float64) - expected).sum()
     return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / max(noise, 1e-30)))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()
+
+
+def assert_drawn_from(codes: np.ndarray, probabilities: np.ndarray) -> None:
+    """A chi-square test at four standard deviations; what is expected under five times is counted together."""
+    counts, expected = np.bincount(codes, minlength=len(probabilities)), probabilities.astype(np.float64) * len(codes)
+    assert not counts[probabilities == 0].any()
+    rare = expected < 5
+    counts, expected = (np.append(values[~rare], values[rare].sum()) for values in (counts, expected))
+    statistic = ((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+    freedom = len(counts) - 1
+    assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)

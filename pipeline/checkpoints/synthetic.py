@@ -1,7 +1,7 @@
 """Checkpoints with random weights in the layout of the released repositories, of any size, from a seed.
 
-They stand in for the real ones where no network is needed: in the tests, in the default pipeline, and at full size for
-measurements of memory and speed. Their speech is noise, but nothing in them is a special case downstream.
+They stand in for the real ones without a download: in the tests, in the default pipeline, and at full size in
+measurements of memory and speed. Their speech is noise, but no later stage treats them as a special case.
 
 The numbers are the same on every platform and with every library version: the bits come from Philox, whose stream
 numpy guarantees, and become a bell curve by integer sums and two float32 operations. Each tensor has a stream of its
@@ -31,7 +31,7 @@ BYTES = {"BF16": 2, "F32": 4}
 def configurations(size: str, kind: str, config: Config, speech_tokenizer: Config) -> tuple[Config, Config]:
     """config.json and speech_tokenizer/config.json of a release, with a variant's own differences on top.
 
-    `size` is "0.6b" or "1.7b"; `kind` is "base", "custom_voice" or "voice_design". Raises PipelineError for another.
+    `size` is "0.6b" or "1.7b"; `kind` is "base", "custom_voice" or "voice_design". Raises PipelineError for any other.
     """
     differences = read_json(DATA / "differences.json")
     released = read_json(RELEASE / "config.json")
@@ -45,7 +45,7 @@ def configurations(size: str, kind: str, config: Config, speech_tokenizer: Confi
 
 
 def merge(base: Config, differences: Config) -> Config:
-    """`base` with the differences laid over it, object by object; a list or a number replaces what was there."""
+    """`base` with the differences laid over it, object by object; lists and numbers are replaced."""
     merged = dict(base)
     for key, value in differences.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -101,7 +101,7 @@ def random_numbers(tensor: Tensor, seed: int) -> Iterator[np.ndarray]:
     """The numbers of a tensor in row-major order, float32, in chunks.
 
     Each is the sum of four uniform 16-bit integers, shifted and scaled to mean 0 and variance 1: a bell curve that
-    ends at 3.46, and exact, where a true normal would go through the platform's logarithm.
+    ends at 3.46. It is exact everywhere; a true normal distribution would depend on the platform's logarithm.
     """
     key = int.from_bytes(hashlib.sha256(f"{seed}:{tensor.name}".encode()).digest()[:16], "little")
     bits = np.random.Philox(key=key)

@@ -1,8 +1,8 @@
 """Every tensor of a Qwen3-TTS checkpoint, listed from its config.json: name, shape, and how a synthetic one is filled.
 
-The listing is the module tree of the official implementation written out. `download` checks the header of a weight
-file against it, `synthetic` fills it with random numbers. Fills are scaled so that signals keep their size through
-any depth and width: a weight by its fan-in, a branch of a residual stack by the number of branches.
+The listing is the module tree of the official implementation written out; `synthetic` fills it with random numbers,
+scaled so that signals keep their size at any depth and width: a weight by its fan-in, a branch of a residual stack by
+the number of branches.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 
 Config = dict[str, Any]
 
-# What the official speaker encoder assumes where speaker_encoder_config is silent; the releases give only enc_dim.
+# Defaults of the official speaker encoder; the releases give only enc_dim.
 SPEAKER_ENCODER_DEFAULTS = {
     "mel_dim": 128,
     "enc_channels": [512, 512, 512, 512, 1536],
@@ -90,7 +90,7 @@ def code_predictor(name: str, c: Config, talker_width: int) -> Tensors:
 def language_model(name: str, c: Config) -> Tensors:
     """Qwen3 layers: grouped-query attention with normalised heads, gated feed-forward, both behind an RMSNorm."""
     width, layers = c["hidden_size"], c["num_hidden_layers"]
-    branch = sqrt(2 / layers)  # together the branches outweigh the input, so what attention finds decides
+    branch = sqrt(2 / layers)  # together the branches outweigh the input, so that attention decides
     for i in range(layers):
         layer = f"{name}.layers.{i}"
         yield from attention(f"{layer}.self_attn", c, c["attention_bias"], gain=branch)
@@ -286,7 +286,7 @@ def norm(name: str, width: int, bias: bool = False, mean: float = 1.0) -> Tensor
 
 
 def layer_scale(name: str, width: int) -> Tensor:
-    """What a residual branch is multiplied by, one number a channel."""
+    """The factors of a residual branch, one for each channel."""
     return Tensor(name, (width,), std=LAYER_SCALE / 4, mean=LAYER_SCALE)
 
 

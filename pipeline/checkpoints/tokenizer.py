@@ -1,7 +1,7 @@
 """The text tokenizer of Qwen3-TTS as files: vocab.json, merges.txt, tokenizer_config.json, from the BPE ranks.
 
-The committed vocabulary is the rank file of Qwen's byte-level BPE (data/README.md): one token a line, the earlier
-the line the earlier the merge. A rank file says which byte strings are tokens; merges.txt says which two tokens
+The committed vocabulary is the rank file of Qwen's byte-level BPE (data/README.md): one token per
+line, in the order of the merges. A rank file says which byte strings are tokens; merges.txt says which two tokens
 each one came from. Running the BPE on a token with only the ranks below its own leaves exactly those two.
 """
 
@@ -76,7 +76,7 @@ def halves(token: bytes, rank_of: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 @cache
 def printable_bytes() -> tuple[str, ...]:
-    """A visible character for each byte: Latin-1 where it prints, else the next one from U+0100 up (GPT-2's table)."""
+    """A visible character for each byte: Latin-1 if printable, else the next one from U+0100 up (GPT-2's table)."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return tuple(chr(byte if byte in visible else 0x100 + hidden.index(byte)) for byte in range(256))
@@ -89,7 +89,7 @@ def printable(token: bytes) -> str:
 
 
 def tokenizer_config() -> dict:
-    """tokenizer_config.json: the class, the added tokens with their ids, no token put in on its own."""
+    """tokenizer_config.json: the class, the added tokens with their ids, and no token that is inserted unasked."""
     first = len(ranks())
     return {
         "add_bos_token": False,

@@ -1,8 +1,8 @@
-"""The adaptors: graphs for other runtimes, where a contract asks for more than other names for a native graph.
+"""Adaptors: graphs for runtimes whose contract needs more than renaming the ports of a native graph.
 
-An adaptor is a component like those of components.py, over the same networks, with other ports: what a native graph
-does inside, such a runtime does outside, or step by step. Their names are those of the first contract that has them;
-conf/layout renames them for another. Weights are stored by the policy of the component that an adaptor `adapts`.
+An adaptor is a component like those of components.py, over the same networks but with different ports: such a runtime
+does outside the graph, or step by step, what a native graph does inside. Ports are named as in the first contract that
+has them; conf/layout renames them for the others. The precision policy is that of the component that it `adapts`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class CodeEmbeddingByStep(Component):
 
 
 class CodeStep(Component):
-    """One position of the code predictor, or the two of its prefill; the caller samples, and resets every frame."""
+    """One position of the code predictor, or the two of its prefill; the caller samples, and resets it every frame."""
 
     adapts = "code_predictor"
 
@@ -128,13 +128,13 @@ class CodeStep(Component):
         super().__init__(checkpoint)
         self.network = checkpoint.load("code_predictor")
         self.groups, self.codes = len(self.network.heads), self.network.config.vocab_size
-        # One table of all heads' rows, so that a step reads those of its own head and no others.
+        # One table of all heads' rows, so that a step reads only those of its own head.
         self.heads = Embedding.from_pretrained(torch.cat([head.weight for head in self.network.heads]))
         del self.network.heads, self.network.embeddings
         self.states = cache_states(self.network.config)
 
     def logits(self, hidden: Tensor, step: Tensor) -> Tensor:
-        """[batch, positions, codes] of the head that a step (0 for the second group of a frame) has."""
+        """Logits [batch, positions, codes] of the head for a step; step 0 is for the second group of a frame."""
         return hidden @ self.heads(step * self.codes + torch.arange(self.codes)).T
 
     def frame(self, rng: np.random.Generator) -> Iterator[tuple[Call, np.ndarray, np.ndarray]]:
@@ -216,7 +216,7 @@ class CodeStepWithMask(CodeStep):
 
 
 class WholeSpeechDecoder(Component):
-    """Frames to samples without a memory of earlier calls, for callers that never reset one."""
+    """Frames to samples without a state, for callers that would never reset one."""
 
     name, adapts, outputs = "whole_speech_decoder", "speech_decoder", ("waveform",)
 

@@ -1,4 +1,4 @@
-"""The components of a bundle, each declared once: its network, ports, state, kinds, and the inputs that prove it.
+"""The components of a bundle, each declared once: its network, ports, state, kinds, and the inputs that test it.
 
 A component is what one IR file holds: a module over the networks of model_src that takes its inputs and, where it is
 stateful, the state before the call, and returns its outputs and the state after it. `build` records what it computes,
@@ -40,7 +40,7 @@ class Component(nn.Module):
     name: ClassVar[str]
     outputs: tuple[str, ...]
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
-    adapts: ClassVar[str | None] = None  # of an adaptor: the component whose precision policy it takes
+    adapts: ClassVar[str | None] = None  # of an adaptor: the component whose precision policy applies
     merge_products: ClassVar[bool] = False  # whether query, key and value, gate and up are one product each
 
     inputs: dict[str, Port]
@@ -52,16 +52,16 @@ class Component(nn.Module):
         self.states = {}
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
-        """Inputs of consecutive calls that prove the graph; for a stateful one the second call is what is traced."""
+        """Inputs of consecutive calls that test the graph; of a stateful one, the second call is traced."""
         raise NotImplementedError
 
     def silence(self) -> list[Tensor]:
-        """The state before the first call, for a batch of one: zeros, and nothing where it grows."""
+        """The state before the first call, for a batch of one: zeros, of length 0 where it grows."""
         return [torch.zeros([1, *(max(size, 0) for size in shape[1:])]) for shape in self.states.values()]
 
     @torch.inference_mode()
     def run(self, calls: list[Call]) -> list[Call]:
-        """The outputs of consecutive calls, from the first on silence."""
+        """The outputs of consecutive calls, the first of which starts from silence."""
         state, results = self.silence(), []
         for call in calls:
             values = self(*(torch.from_numpy(call[name]) for name in self.inputs), *state)
@@ -168,7 +168,7 @@ class CodePredictor(Component):
     """A whole frame in one call: hidden state and first code in, sixteen codes and their summed embedding out."""
 
     name, outputs, merge_products = "code_predictor", ("codes", "embeddings"), True
-    candidates: int | None = None  # any number of codes may be drawn from
+    candidates: int | None = None  # any code may be drawn
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -215,7 +215,7 @@ class CodePredictor(Component):
 
 
 class SpeechDecoder(Component):
-    """Frames to samples in pieces of any length; convolution tails and the attention window are the state."""
+    """Frames to samples in pieces of any length; convolution tails and the attention window are its state."""
 
     name, outputs = "speech_decoder", ("waveform",)
 

@@ -1,4 +1,4 @@
-"""The weights of a graph, stored by a policy: 16 bits everywhere, then NNCF's compression where the policy asks."""
+"""The weights of a graph, stored by a policy: 16 bits everywhere, then NNCF's compression if the policy asks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SMALL = 4096
 def compress(source: Path, target: Path, policy: dict[str, Any], spoken: Path) -> dict[str, float]:
     """Write the graph `source` (.xml) to `target` with its weights stored by `policy`.
 
-    `policy` has `mode`, f16 or a name of nncf.CompressWeightsMode, and other arguments of nncf.compress_weights; with
-    `calibrated`, NNCF sees what went through the graph when `rollout` spoke the calibration texts, in the folder
+    `policy` has `mode`, f16 or a name of nncf.CompressWeightsMode, and other arguments of nncf.compress_weights. With
+    `calibrated`, NNCF is given the graph's inputs for the calibration texts, which `rollout` recorded in the folder
     `spoken`. Returns the seconds that it took and the peak resident memory in bytes. Raises PipelineError for a policy
     that NNCF refuses.
     """
     start = time.perf_counter()
     model = ov.Core().read_model(source)
-    to_f16(model, but_bf16_matrices=True)
+    to_f16(model, except_bf16_matrices=True)
     if policy != {"mode": "f16"}:
         model = compress_by_nncf(model, source.stem, dict(policy), spoken)
     to_f16(model)
@@ -70,7 +70,7 @@ def compress_by_nncf(model: ov.Model, name: str, policy: dict[str, Any], spoken:
 
 
 def calibration_calls(model: ov.Model, name: str, spoken: Path) -> list[Arrays]:
-    """What went through a component when the calibration texts were spoken. Raises ValueError for one that has none."""
+    """A component's inputs for the calibration texts. Raises ValueError for a component that cannot be calibrated."""
     texts = teacher_forcing.read(spoken, "calibration")
     if name == "talker":
         return [teacher_forcing.talker_call(text["inputs"]) for text in texts]
@@ -83,19 +83,19 @@ def calibration_calls(model: ov.Model, name: str, spoken: Path) -> list[Arrays]:
     raise ValueError(f"only talker and code_predictor can be calibrated, not {name}")
 
 
-def to_f16(model: ov.Model, but_bf16_matrices: bool = False) -> None:
-    """Store weights in f16 and small constants in f32; no bf16 stays, which not every device computes with.
+def to_f16(model: ov.Model, except_bf16_matrices: bool = False) -> None:
+    """Store weights in f16 and small constants in f32; no bf16 stays, which not every device supports.
 
-    bfloat16 weights of this model lose nothing to speak of: f16 has more digits and enough range for them.
-    `but_bf16_matrices` leaves those that are cast before they are used. NNCF compresses them as they are stored, with
-    the same result, and a 1.7B talker then needs 4.6 GB, not 7.4. Tables are cast after; there it only knows f16.
+    This model's bfloat16 weights lose next to nothing: f16 has more digits, and enough range for them.
+    `except_bf16_matrices` leaves those that are cast before use. NNCF compresses them from bf16 with the same result,
+    and a 1.7B talker then needs 4.6 GB instead of 7.4. Tables are cast after use; of those NNCF knows only f16.
     """
     for node in model.get_ordered_ops():
         kind = node.get_element_type() if node.get_type_name() == "Constant" else None
         if kind not in (ov.Type.bf16, ov.Type.f32):
             continue
         if (
-            but_bf16_matrices
+            except_bf16_matrices
             and kind == ov.Type.bf16
             and {read.get_type_name() for read in readers(node)} == {"Convert"}
         ):
@@ -115,7 +115,7 @@ def to_f16(model: ov.Model, but_bf16_matrices: bool = False) -> None:
 
 
 def replace_with_casts(constant: ov.Node, value: ov.Node) -> None:
-    """Put a float32 constant in the place of a constant and of the casts to float32 that follow it."""
+    """Replace a constant, and the casts to float32 that follow it, by a float32 constant."""
     for cast in readers(constant):
         assert cast.get_type_name() == "Convert"
         replace(cast, value)

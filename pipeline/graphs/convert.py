@@ -24,7 +24,7 @@ from pipeline.graphs.components import Component
 from pipeline.graphs.surgery import merge_products, readers, replace
 
 # Traced as one operation over the stored weight. The tracer keeps every tensor that it sees, so running the layers
-# would hold a float32 copy of each weight for every time it is used: 4.1 GB for the 1.7B's code predictor of 0.36 GB.
+# would hold a float32 copy of each weight for every use: 4.1 GB for the 1.7B's code predictor of 0.36 GB.
 LINEAR = ModuleExtension(
     Linear,
     "ov_ext::linear",
@@ -51,7 +51,7 @@ def convert(component: Component) -> ov.Model:
     """The component as a graph with dynamic shapes, weights in the dtype that the checkpoint stores."""
     example = trace_example(component)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer points at every Python branch; those here are constant
+        warnings.simplefilter("ignore")  # the tracer warns about every Python branch; those here are constant
         # PyTorch would trace twice more and compare; the stage compares what the graph computes.
         traced = TorchScriptPythonDecoder(
             component,
@@ -89,7 +89,7 @@ def trace_example(component: Component) -> tuple[torch.Tensor, ...]:
 
 
 def make_stateful(model: ov.Model, states: dict[str, str]) -> None:
-    """Turn pairs of input and output into variables that start as zeros, nothing long where they grow.
+    """Turn pairs of input and output into variables that start as zeros, of length 0 where they grow.
 
     Without an initialiser that follows the batch, OpenVINO's CPU plugin cannot compile attention with its cache.
     """
@@ -114,7 +114,7 @@ def make_stateful(model: ov.Model, states: dict[str, str]) -> None:
 
 
 def read_shapes_after_beams(model: ov.Model, batch: ov.Node) -> None:
-    """Let shapes be read off what `beam_idx` gathers from a cache, and the batch off the inputs.
+    """Read shapes off what `beam_idx` gathers from a cache, and the batch size off the inputs.
 
     OpenVINO's simplifications read them off the cache and off `beam_idx` itself. Its pass that takes the state out
     again, which other runtimes run for NPU, then leaves a variable or `beam_idx` behind and fails.

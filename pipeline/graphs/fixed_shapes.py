@@ -1,7 +1,7 @@
-"""Graphs of fixed shapes without state, for NPU: what a stateful graph remembers, the caller keeps and hands in.
+"""Graphs with fixed shapes and no state, for NPU: the caller keeps what a stateful graph remembers, and passes it in.
 
-Their sizes stand in conf/layout. A call has as many positions or frames as the graph was built for; who has fewer pads
-them, reads the results of the real ones, and keeps no state of the others.
+Sizes are set in conf/layout. Every call has exactly as many positions or frames as the graph was built for: a caller
+with fewer pads them, reads only the results of the real ones, and keeps no state of the padding.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class StaticTalker(Component):
 
 
 class StaticCodePredictor(CodePredictor):
-    """A whole frame in one call, drawn from at most `candidates` likeliest codes of each group."""
+    """A whole frame in one call; each code is one of the `candidates` likeliest of its group."""
 
     name, adapts = "static_code_predictor", "code_predictor"
 
@@ -70,9 +70,9 @@ class StaticCodePredictor(CodePredictor):
 
 
 class StaticSpeechDecoder(Component):
-    """A few frames to samples; the past is what the call before returned, zeros at the start.
+    """A few frames to samples; the past is what the previous call returned, zeros at the start.
 
-    `seen` says how many frames have been decoded since then: the attention looks at no slot of the past beyond those.
+    `seen` is the number of frames decoded since the start: the attention ignores the slots of the past before them.
     """
 
     name, adapts = "static_speech_decoder", "speech_decoder"
@@ -83,7 +83,7 @@ class StaticSpeechDecoder(Component):
         config = self.network.config
         codes = torch.zeros(1, config.num_quantizers, config.sliding_window, dtype=torch.int64)
         with torch.inference_mode():
-            _, present = self.network(codes)  # of so many frames, every part of the past has its full length
+            _, present = self.network(codes)  # after a whole window, every part of the past is full
         past = {f"past.{index}": Port(tuple(tensor.shape)) for index, tensor in enumerate(present)}
         shape = (1, config.num_quantizers, frames)
         self.inputs = {"codes": Port(shape, "i64"), "seen": Port((1,), "i64"), **past}

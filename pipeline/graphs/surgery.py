@@ -1,4 +1,4 @@
-"""Editing OpenVINO graphs: who reads a node, giving its readers something else to read, products made one."""
+"""Editing OpenVINO graphs: list a node's readers, replace a node, merge the matrix products of one input."""
 
 from collections import defaultdict
 
@@ -8,7 +8,7 @@ from openvino import opset13 as ops
 
 
 def readers(node: ov.Node) -> list[ov.Node]:
-    """The nodes that read a node's first output, by name: OpenVINO gives them in the order of their addresses."""
+    """The nodes that read a node's first output, sorted by name: OpenVINO orders them by their memory addresses."""
     found = [port.get_node() for port in node.output(0).get_target_inputs()]
     return sorted(found, key=lambda reader: reader.get_friendly_name())
 
@@ -20,17 +20,17 @@ def replace(node: ov.Node, value: ov.Node) -> None:
 
 
 def merge_products(model: ov.Model) -> None:
-    """Multiply an input that meets several weight matrices with all their rows at once, and split the result.
+    """Replace the products of one input with several weight matrices by one product, and split its result.
 
-    On CPU each product costs some 12 microseconds beside its reading of weights. The split copies nothing in a graph of
-    fixed shapes, and little for one position.
+    On CPU each product costs about 12 microseconds on top of reading its weights. The split copies nothing in a graph
+    of fixed shapes, and little for one position.
     """
     products = defaultdict(list)
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Convert":
             source = node.input_value(0)
             products[source.get_node().get_friendly_name(), source.get_index()].append(node)
-    joined: dict[str, ov.Node] = {}  # each once, however many products read it
+    joined: dict[str, ov.Node] = {}  # by name, so that matrices which are used again are joined once
     for group in products.values():
         if len(group) == 1:
             continue

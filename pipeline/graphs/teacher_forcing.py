@@ -10,7 +10,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-# Exact arithmetic, to compare graphs and not devices' shortcuts.
+# Exact arithmetic, to compare graphs rather than the shortcuts of devices.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 JUDGED = slice(None, None, 4)  # the frames whose code predictor is judged
 # Noise that makes a code win its race whatever the logits say: -log of it is 87.
@@ -48,7 +48,7 @@ def forced_noise(graph: ov.Model | ov.CompiledModel, codes: Codes) -> NDArray[np
 
 
 def frame_call(hidden: Floats, first_codes: Codes, noise: NDArray[np.float32]) -> Arrays:
-    """The code predictor's inputs for frames: hidden states [batch, width], first codes [batch], no rule but noise."""
+    """Inputs of the code predictor: hidden states [batch, width], first codes [batch], sampled by the noise alone."""
     return {
         "talker_hidden": hidden[:, None],
         "first_code": first_codes[:, None],
@@ -69,7 +69,7 @@ def talker_call(inputs: Floats, start: int = 0) -> Arrays:
 
 
 def read(folder: Path, split: str) -> list[Arrays]:
-    """What was recorded of each text of a split."""
+    """The recording of each text of a split, as arrays by name."""
     texts: dict[int, Arrays] = {}
     for key, array in load_file(folder / f"{split}.safetensors").items():
         number, what = key.split(".", 1)

@@ -1,36 +1,36 @@
-"""The Hugging Face Hub as a place for releases: one commit on a branch, then a tag, whole or not at all.
+"""The Hugging Face Hub as a place for releases: one commit on a branch, then a tag, complete or not at all.
 
-Every step may be repeated, so whatever fails and may pass is answered by looking at the Hub again and doing what is
-still missing: an answer that was lost, a commit that came in between, an upload that stopped. Uploaded content stays
-with the Hub, so only what it lacks is sent again.
+Every step can be repeated. So after a transient failure (a lost answer, someone else's commit in between, an upload
+that stopped) the next attempt looks at the Hub again and does the steps that are still missing. The Hub keeps uploaded
+content, so only missing content is sent again.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from pipeline.download import RemoteFile, is_intact, listing
+from pipeline.checkpoints.hub import CLIENT, ERRORS, RemoteFile, explained, is_intact, listing, status_of
 from pipeline.release.attestations import list_files, read_checksums
 from pipeline.release.prepare import SIGNATURE
-from pipeline.stage import PipelineError, one_line
+from pipeline.stage import PipelineError
 from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, Bundle
 
 ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; each wait is twice the one before
-# Too early or too much for the Hub, or somebody else was first: with a tag (409), with a commit (412).
-PASSING = frozenset((408, 409, 412, 425, 429, 500, 502, 503, 504))
+# The Hub is overloaded, or someone else was first: with a tag (409), with a commit (412).
+TRANSIENT = frozenset((408, 409, 412, 425, 429, 500, 502, 503, 504))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a release goes. Without a tag it is known by its branch, as a nightly build is."""
+    """Where a release goes. Without a tag, as for a nightly build, its branch names it."""
 
     repository: str
     private: bool
@@ -45,8 +45,8 @@ class Place:
 class Seen:
     """What the Hub holds at one moment.
 
-    `branches` of the repository, none where there is no repository; `head`, the commit to build upon, which is main's
-    where the branch is still missing, and its files; `tagged`, the commit that has the tag.
+    `branches` is empty if the repository does not exist. `head` is the commit to build upon, main's if the branch does
+    not exist yet, and `files` are its files. `tagged` is the commit that the tag names, or empty.
     """
 
     branches: frozenset[str] = frozenset()
@@ -55,29 +55,28 @@ class Seen:
     files: dict[str, RemoteFile] = field(default_factory=dict)
 
 
-# What is to be done, for people, and how: from the commit before it to the commit after it.
+# A step's description, and the function that takes it: from the commit before it to the commit after it.
 Step = tuple[str, Callable[[str], str]]
 
 
 def publish(place: Place, release: Bundle, dry_run: bool) -> str:
-    """Brings the release to its place, or says what that would take; returns what was done.
+    """Publishes the release, or lists the steps that this would take; returns what was done.
 
-    What fails and may pass is tried again after a wait, and again after longer ones. Raises PipelineError.
+    Transient failures are retried after growing waits. Raises PipelineError.
     """
-    wait = FIRST_WAIT
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(ATTEMPTS):
         try:
-            return publish_once(HfApi(library_name="qwen3-tts-ov"), place, release, dry_run)
-        except Exception as error:  # the client wraps what failed in an upload in a bare RuntimeError
+            return publish_once(HfApi(library_name=CLIENT), place, release, dry_run)
+        except Exception as error:  # the client wraps a failed upload in a bare RuntimeError
             cause = network_error(error)
             if cause is None:
                 raise
-            if attempt == ATTEMPTS or not may_pass(cause):
-                raise PipelineError(f"{place}: {explained(cause)}") from error
-            pause = max(wait, asked_wait(cause))
-            print(f"{place}: {explained(cause)}; looking again in {pause:.0f} s", file=sys.stderr)
-        time.sleep(pause)
-        wait = min(2 * wait, LONGEST_WAIT)
+            text = f"{place}: {explained(cause, 'conf/publish', 'publish.branch')}"
+            if attempt == ATTEMPTS - 1 or not is_transient(cause):
+                raise PipelineError(text) from error
+            wait = max(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT), requested_wait(cause))
+            print(f"{text}; next attempt in {wait:.0f} s", file=sys.stderr)
+        time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -98,7 +97,7 @@ def publish_once(api: HfApi, place: Place, release: Bundle, dry_run: bool) -> st
 
 
 def look(api: HfApi, place: Place) -> Seen:
-    """What the Hub holds."""
+    """Asks the Hub what it holds."""
     try:
         refs = api.list_repo_refs(place.repository)
     except RepositoryNotFoundError:
@@ -110,7 +109,7 @@ def look(api: HfApi, place: Place) -> Seen:
 
 
 def plan(api: HfApi, place: Place, release: Bundle, seen: Seen) -> list[Step]:
-    """The steps from what the Hub holds to the release; none where it stands there."""
+    """The steps from what the Hub holds to the release; none if it is there already."""
     steps: list[Step] = []
     if not seen.branches:
         visibility = "private" if place.private else "public"
@@ -130,7 +129,7 @@ def plan(api: HfApi, place: Place, release: Bundle, seen: Seen) -> list[Step]:
 
 
 def holds(api: HfApi, place: Place, release: Bundle, seen: Seen) -> bool:
-    """Whether the branch has this bundle, each file as it is here."""
+    """Whether the branch has this bundle, every file identical to ours."""
     return (
         bool(seen.head)
         and manifest_at(api, place, seen.head, seen.files).get("bundle_id") == name_of(release)
@@ -141,7 +140,7 @@ def holds(api: HfApi, place: Place, release: Bundle, seen: Seen) -> bool:
 
 
 def left_over(api: HfApi, place: Place, release: Bundle, seen: Seen) -> list[str]:
-    """What the release before wrote and this one does not have; nothing that came from elsewhere."""
+    """Files that the previous release wrote and this one lacks; files from elsewhere are not among them."""
     if CHECKSUMS not in seen.files:
         return []
     written = {SIGNATURE, *read_checksums(read(api, place, CHECKSUMS, seen.head))}
@@ -158,13 +157,13 @@ def create(api: HfApi, place: Place) -> str:
 
 
 def branch(api: HfApi, place: Place, head: str) -> str:
-    """Creates the branch at a commit, and returns that."""
+    """Creates the branch at a commit, and returns the commit."""
     api.create_branch(place.repository, branch=place.branch, revision=head)
     return head
 
 
 def commit(api: HfApi, place: Place, release: Bundle, stale: list[str], parent: str) -> str:
-    """Puts everything into one commit on `parent`, which the Hub refuses if the branch moved; returns the commit."""
+    """Makes one commit on `parent`, which the Hub refuses if the branch has moved; returns the commit."""
     manifest = release.manifest
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(name, release.path(name)) for name in list_files(release.folder)),
@@ -184,7 +183,7 @@ def tag(api: HfApi, place: Place, head: str) -> str:
 
 
 def manifest_at(api: HfApi, place: Place, revision: str, files: dict[str, RemoteFile] | None = None) -> dict:
-    """The manifest at a commit; empty where there is none, or none that can be read."""
+    """The manifest at a commit; empty if it is missing or unreadable."""
     if MANIFEST not in (listing(place.repository, revision)[1] if files is None else files):
         return {}
     try:
@@ -207,48 +206,21 @@ def name_of(release: Bundle) -> str:
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 
-def network_error(error: BaseException) -> Exception | None:
-    """The error that came from the Hub or from the way there, itself or the cause of another; None if there is none."""
-    kinds = (HfHubHTTPError, HFValidationError, httpx2.HTTPError, LocalEntryNotFoundError, ConnectionError)
-    return next((found for found in chain_of(error) if isinstance(found, kinds)), None)
-
-
-def chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what caused it, and so on."""
-    while error is not None:
-        yield error
+def network_error(error: BaseException | None) -> Exception | None:
+    """The error of the Hub or of the network that is, or caused, this one; None if there is none."""
+    while error is not None and not isinstance(error, ERRORS):
         error = error.__cause__ or error.__context__
+    return error
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     status = status_of(error)
-    return status in PASSING if status else not isinstance(error, HFValidationError)
+    return status in TRANSIENT if status else not isinstance(error, HFValidationError)
 
 
-def status_of(error: Exception) -> int | None:
-    """The status that the Hub answered with; None where no answer came."""
-    response = error.response if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError) else None
-    return None if response is None else response.status_code
-
-
-def asked_wait(error: Exception) -> float:
-    """The seconds that the Hub asks to wait, up to the longest wait here."""
+def requested_wait(error: Exception) -> float:
+    """The seconds that the Hub asks to wait, at most LONGEST_WAIT; 0 if it asks for none."""
     response = error.response if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError) else None
     asked = "" if response is None else response.headers.get("Retry-After", "")
     return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0
-
-
-def explained(error: Exception) -> str:
-    """One line about a failed request: what to do about it."""
-    match status_of(error):
-        case None if isinstance(error, HFValidationError):
-            return f"not a name that the Hub takes ({one_line(error)}); check conf/publish"
-        case None:
-            return f"the Hub cannot be reached ({one_line(error)}); check the network and HF_ENDPOINT"
-        case 401 | 403:
-            return "the Hub denies it; `hf auth login` or set HF_TOKEN, with the right to write there"
-        case 409 | 412:
-            return "somebody else published there at the same time"
-        case status:
-            return f"the Hub answers {status} ({one_line(error)})"

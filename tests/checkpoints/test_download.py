@@ -1,4 +1,7 @@
-"""The download stage: three sources, every kind of damaged file, and a Hub that breaks off, lies and denies."""
+"""The download stage: three sources, every kind of damaged file, and a Hub that breaks off, lies and denies.
+
+What download cannot know without the networks, that configuration and weights agree, build checks before all else.
+"""
 
 import hashlib
 import json
@@ -13,11 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
-from pipeline import download
+from pipeline import build, download
+from pipeline.checkpoints.hub import size_of
 from pipeline.stage import ROOT, PipelineError, configuration
-from tests.doubles.download_hub import Hub, serving
+from tests.doubles.hub import Fault, Hub, refuse, serving, use
 
 REPO = "acme/Qwen3-TTS-tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -175,23 +178,6 @@ DAMAGED = {
     "garbage header": (edit_bytes(MAIN, lambda b: b[:8] + b"?" * 100 + b[108:]), r"truncated or damaged"),
     "huge header": (edit_bytes(MAIN, lambda b: b"\xff" * 8 + b[8:]), r"truncated or damaged"),
     "trailing bytes": (edit_bytes(MAIN, lambda b: b + b"\0" * 8), r"truncated or damaged"),
-    "missing tensor": (edit_tensors(MAIN, lambda t: t.pop(NORM)), rf"tensor {NORM} is missing"),
-    "extra tensor": (
-        edit_tensors(MAIN, lambda t: t.update(extra=("F32", [1], b"\0" * 4))),
-        r"^model\.safetensors: tensor extra is one that config\.json does not call for",
-    ),
-    "other shape": (
-        edit_tensors(MAIN, lambda t: t.update({NORM: ("BF16", [32], b"\0" * 64)})),
-        rf"tensor {NORM} is \[32\]; config\.json makes it \[64\]",
-    ),
-    "other dtype": (
-        edit_tensors(MAIN, lambda t: t.update({NORM: ("I8", [64], b"\0" * 64)})),
-        rf"tensor {NORM} is I8, not BF16",
-    ),
-    "config that contradicts the weights": (
-        edit_json("config.json", lambda v: v["talker_config"].update(vocab_size=3080)),
-        rf"tensor {HEAD} is \[3072, 64\]; config\.json makes it \[3080, 64\]",
-    ),
     "config is not JSON": (edit_bytes("config.json", lambda b: b[:-3]), r"^config\.json is not JSON"),
     "config is a list": (edit_bytes("config.json", lambda _: b"[]"), r"^config\.json holds no JSON object"),
     "vocabulary is not JSON": (edit_bytes("vocab.json", lambda b: b[:1000]), r"^vocab\.json is not JSON"),
@@ -211,46 +197,13 @@ DAMAGED = {
         edit_json("speech_tokenizer/config.json", lambda v: v.update(model_type="mimi")),
         r"speech_tokenizer/config\.json: model_type is 'mimi'",
     ),
-    "a missing key": (
-        edit_json("config.json", lambda v: v["talker_config"].pop("intermediate_size")),
-        r"^config\.json: intermediate_size is missing",
-    ),
-    "a missing special id": (
-        edit_json("config.json", lambda v: v.pop("tts_pad_token_id")),
-        r"^config\.json: tts_pad_token_id is missing",
-    ),
-    "a size that is text": (
-        edit_json("config.json", lambda v: v["talker_config"].update(hidden_size="64")),
-        r"^config\.json: a size in it cannot be right",
-    ),
-    "a size of zero": (
-        edit_json("config.json", lambda v: v["talker_config"].update(num_key_value_heads=0)),
-        r"^config\.json: it makes .*no size may be below 1",
-    ),
-    "groups that differ": (
-        edit_json("config.json", lambda v: v["talker_config"].update(num_code_groups=15)),
-        r"talker_config\.num_code_groups is 15, but .*num_code_groups is 16",
-    ),
-    "rates that differ": (
-        edit_json("speech_tokenizer/config.json", lambda v: v.update(decode_upsample_rate=960)),
-        r"decode_upsample_rate is 960, but the rates of the decoder make 1920",
-    ),
-    "a speaker outside the vocabulary": (
-        edit_json("config.json", lambda v: v["talker_config"]["spk_id"].update(new=9999)),
-        r"talker_config\.spk_id\.new is 9999, not an id below 3072",
-    ),
-    "a dialect that is no language": (
-        edit_json("config.json", lambda v: v["talker_config"]["spk_is_dialect"].update(eric="klingon")),
-        r"spk_is_dialect\.eric is 'klingon', which codec_language_id lacks",
-    ),
-    "a special id that the tokenizer lacks": (
-        edit_json("config.json", lambda v: v.update(tts_pad_token_id=151800)),
-        r"tts_pad_token_id is 151800, which tokenizer_config\.json does not add",
-    ),
     "a missing file": (lambda folder: (folder / "merges.txt").unlink(), r"merges\.txt missing"),
     "no weights": (lambda folder: (folder / CODEC).unlink(), r"speech_tokenizer/model\.safetensors missing"),
-    "a pickle": (lambda folder: replace(folder / "optimizer.pt", b"x"), r"^optimizer\.pt: a pickle can run code"),
-    "a pickle below": (lambda folder: replace(folder / "old/model.BIN", b"x"), r"^old/model\.BIN: a pickle"),
+    "a pickle": (
+        lambda folder: replace(folder / "optimizer.pt", b"x"),
+        r"^optimizer\.pt: loading a pickle can run code",
+    ),
+    "a pickle below": (lambda folder: replace(folder / "old/model.BIN", b"x"), r"^old/model\.BIN: loading a pickle"),
     "other weights": (
         lambda folder: replace(folder / "model.gguf", b"x"),
         r"^model\.gguf: config\.json does not explain",
@@ -261,9 +214,13 @@ DAMAGED = {
     ),
     "a link outside": (linked_outside, r"^vocab\.json is a link that leaves"),
     "a missing shard": (without_a_shard, r"index\.json lists model-1-of-2\.safetensors, which is missing"),
-    "a tensor outside the index": (listed_nowhere, r"is in it, but not in the index"),
+    "a tensor outside the index": (
+        listed_nowhere,
+        r"its tensors are not those that model\.safetensors\.index\.json lists for it",
+    ),
     "an index that leads away": (with_index_to("../other.safetensors"), r"weight_map names '\.\./other\.safetensors'"),
     "an index to a pickle": (with_index_to("pytorch_model.bin"), r"weight_map names 'pytorch_model\.bin'"),
+    "an index that is not JSON": (lambda f: replace(f / f"{MAIN}.index.json", b"["), r"index\.json is not JSON"),
     "an empty index": (
         lambda f: replace(f / f"{MAIN}.index.json", b'{"weight_map": {}}'),
         r"weight_map is missing or empty",
@@ -284,9 +241,86 @@ def test_a_damaged_checkpoint_is_refused(folder, tmp_path, damage, message):
     assert [path.name for path in (artifacts / "local").iterdir()] == ["checkpoint"]
 
 
+CONTRADICTIONS = {
+    "missing tensor": (edit_tensors(MAIN, lambda t: t.pop(NORM)), rf"missing: {NORM};"),
+    "extra tensor": (
+        edit_tensors(MAIN, lambda t: t.update(extra=("F32", [1], b"\0" * 4))),
+        r"the weights do not fit config\.json: unknown: extra;",
+    ),
+    "other shape": (
+        edit_tensors(MAIN, lambda t: t.update({NORM: ("BF16", [32], b"\0" * 64)})),
+        rf"of the wrong shape: {NORM} is \[32\], config\.json makes it \[64\]",
+    ),
+    "other dtype": (
+        edit_tensors(MAIN, lambda t: t.update({NORM: ("I8", [64], b"\0" * 64)})),
+        rf"tensor {NORM} is I8, not BF16 or F16 or F32;",
+    ),
+    "config that contradicts the weights": (
+        edit_json("config.json", lambda v: v["talker_config"].update(vocab_size=3080)),
+        rf"{HEAD} is \[3072, 64\], config\.json makes it \[3080, 64\]",
+    ),
+    "a missing key": (
+        edit_json("config.json", lambda v: v["talker_config"].pop("intermediate_size")),
+        r"^config\.json\.talker_config\.intermediate_size is missing",
+    ),
+    "a missing special id": (
+        edit_json("config.json", lambda v: v.pop("tts_pad_token_id")),
+        r"^config\.json\.tts_pad_token_id is missing",
+    ),
+    "a size that is text": (
+        edit_json("config.json", lambda v: v["talker_config"].update(hidden_size="64")),
+        r"^config\.json\.talker_config\.hidden_size is '64', not int",
+    ),
+    "a size of zero": (
+        edit_json("config.json", lambda v: v["talker_config"].update(num_key_value_heads=0)),
+        r"num_key_value_heads is 0; it must be above 0",
+    ),
+    "groups that differ": (
+        edit_json("config.json", lambda v: v["talker_config"].update(num_code_groups=15)),
+        r"talker_config\.num_code_groups is 15, but .*num_code_groups is 16",
+    ),
+    "rates that differ": (
+        edit_json("speech_tokenizer/config.json", lambda v: v.update(decode_upsample_rate=960)),
+        r"decode_upsample_rate is 960, but decoder_config's rates multiply to 1920",
+    ),
+    "a speaker outside the vocabulary": (
+        edit_json("config.json", lambda v: v["talker_config"]["spk_id"].update(new=9999)),
+        r"talker_config\.spk_id\.new is 9999, not an id below 3072",
+    ),
+    "a dialect that is no language": (
+        edit_json("config.json", lambda v: v["talker_config"]["spk_is_dialect"].update(eric="klingon")),
+        r"spk_is_dialect\.eric is 'klingon', which codec_language_id lacks",
+    ),
+    "a special id that the tokenizer lacks": (
+        edit_json("config.json", lambda v: v.update(tts_pad_token_id=151800)),
+        r"tts_pad_token_id is 151800, which tokenizer_config\.json does not add",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_a_checkpoint_that_contradicts_itself_is_refused_by_build(folder, tmp_path, damage, message):
+    damage(folder)
+    local(folder, tmp_path)
+    with pytest.raises(PipelineError, match=message) as refused:
+        build.run(configuration(["variant=local", f"variant.path={folder}", f"artifacts={tmp_path}"]))
+    assert str(refused.value).endswith(
+        "; correct the checkpoint, then repeat its download: dvc repro --force --single-item download@local"
+    )
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in (tmp_path / "local").iterdir()] == ["checkpoint"]
+
+
 def test_the_kind_that_the_variant_names_is_insisted_on(folder, tmp_path):
     with pytest.raises(PipelineError, match=r"tts_model_type is 'custom_voice', not base;"):
         local(folder, tmp_path / "artifacts", "variant.kind=base")
+
+
+def test_a_wrong_kind_is_refused_before_its_weights_are_fetched(hub, tmp_path):
+    with pytest.raises(PipelineError, match=r"tts_model_type is 'custom_voice', not base;"):
+        from_hub(tmp_path, "variant.kind=base")
+    assert hub.ranges("config.json") == [""]
+    assert hub.ranges(MAIN) == hub.ranges(CODEC) == hub.ranges("vocab.json") == []
 
 
 def test_too_little_disk_is_known_before_a_byte_is_written(folder, tmp_path, monkeypatch):
@@ -320,15 +354,27 @@ def test_a_synthetic_checkpoint_is_made_the_same_twice(artifact, tmp_path):
 
 
 @pytest.fixture
-def hub(folder, monkeypatch) -> Iterator[Hub]:
+def hub(folder, tmp_path, monkeypatch) -> Iterator[Hub]:
     (folder / "README.md").write_text("not needed")
     (folder / "sample.wav").write_bytes(b"not needed")
-    with serving(Hub(repos={REPO: (COMMIT, folder)})) as double:
-        monkeypatch.setattr(constants, "ENDPOINT", double.url)
-        files = double.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    with serving(Hub()) as double:
+        double.mirror(REPO, COMMIT, folder)
+        use(double, tmp_path, monkeypatch)
         monkeypatch.setattr(time, "sleep", lambda _: None)  # between the client's attempts
         yield double
+
+
+def once(name: str, fault: Fault) -> Callable[[int, str], Fault]:
+    """A fault of the first request for a file."""
+    left = [fault]
+    return lambda number, path: left.pop() if left and path.endswith(f"/{COMMIT}/{name}") else None
+
+
+def corrupt(hub: Hub, name: str) -> None:
+    """Turns over a bit of a file, or turns it back, and leaves the hash that the Hub tells as it is."""
+    digest = hub.repositories[REPO].commits[COMMIT][name].sha256
+    content = hub.objects[digest]
+    hub.objects[digest] = content[:-1] + bytes([content[-1] ^ 1])
 
 
 def from_hub(artifacts: Path, *overrides: str) -> Path:
@@ -351,27 +397,26 @@ def test_the_hub_gives_only_what_is_needed(hub, folder, tmp_path):
 
 
 def test_a_dropped_connection_goes_on_where_it_broke(hub, folder, tmp_path):
-    hub.drop[MAIN] = 12_000_000  # the client writes in pieces of 10 MiB
+    hub.fault = once(MAIN, "cut")
     made = from_hub(tmp_path)
     first, second = hub.ranges(MAIN)
     assert first == ""
-    assert 0 < int(second.removeprefix("bytes=").rstrip("-")) <= 12_000_000
+    assert 0 < int(second.removeprefix("bytes=").rstrip("-")) < (folder / MAIN).stat().st_size
     assert (made / MAIN).read_bytes() == (folder / MAIN).read_bytes()
 
 
 def test_a_killed_download_goes_on_and_is_never_taken_for_whole(hub, folder, tmp_path):
-    hub.stall[MAIN] = 12_000_000  # the client writes in pieces of 10 MiB
+    hub.fault = once(MAIN, "hang")
     arguments = ["variant=0.6b-custom-voice", f"variant.repo={REPO}", "variant.revision=main", f"artifacts={tmp_path}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.download", *arguments],
         cwd=ROOT,
-        env=os.environ | {"HF_ENDPOINT": hub.url},
         stderr=subprocess.DEVNULL,
     )
     target = tmp_path / "0.6b-custom-voice" / "checkpoint"
     part = download.partial_of(target) / COMMIT / MAIN
     deadline = time.monotonic() + 60
-    while download.size_of(part) < 10_000_000 and time.monotonic() < deadline:
+    while size_of(part) < 10_000_000 and time.monotonic() < deadline:
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -389,33 +434,33 @@ def test_a_killed_download_goes_on_and_is_never_taken_for_whole(hub, folder, tmp
 
 @pytest.mark.parametrize("name", [MAIN, "vocab.json"])
 def test_a_wrong_hash_is_refused_and_not_kept(hub, tmp_path, name):
-    hub.corrupt.add(name)
+    corrupt(hub, name)
     with pytest.raises(PipelineError, match=rf"^{name}: its hash is not the one that the Hub gives; run again"):
         from_hub(tmp_path)
-    hub.corrupt.clear()
+    corrupt(hub, name)
     assert json.loads((from_hub(tmp_path) / "report.json").read_text())["revision"] == COMMIT
 
 
 def test_another_revision_forgets_the_old_partial_download(hub, folder, tmp_path):
-    hub.corrupt.add(MAIN)
+    corrupt(hub, MAIN)
     with pytest.raises(PipelineError):
         from_hub(tmp_path)
     newer = "f" * 40
-    hub.repos[REPO] = (newer, folder)
-    hub.corrupt.clear()
+    hub.mirror(REPO, newer, folder)
     assert json.loads((from_hub(tmp_path) / "report.json").read_text())["revision"] == newer
 
 
 @pytest.mark.parametrize(
-    ("status", "message"),
+    ("fault", "message"),
     [
-        (401, r"(the Hub shows no repository|denies access).*HF_TOKEN"),
-        (403, r"is gated; ask for access on its page"),
+        (401, r"the Hub denies access \(401\).*HF_TOKEN"),
+        (refuse(403, "GatedRepo"), r"is gated; ask for access on its page"),
         (500, r"the Hub answers 500"),
     ],
+    ids=["401", "gated", "500"],
 )
-def test_a_refusal_says_what_to_do(hub, tmp_path, status, message):
-    hub.deny[REPO] = status
+def test_a_refusal_says_what_to_do(hub, tmp_path, fault, message):
+    hub.fault = lambda number, path: fault
     with pytest.raises(PipelineError, match=message) as refused:
         from_hub(tmp_path)
     assert "\n" not in str(refused.value)
@@ -425,9 +470,9 @@ def test_a_refusal_says_what_to_do(hub, tmp_path, status, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("variant.repo=acme/nothing", r"the Hub shows no repository acme/nothing; check variant\.repo"),
-        ("variant.revision=v9", r"the Hub knows no revision 'v9' of acme/Qwen3-TTS-tiny; check variant\.revision"),
-        ("variant.repo=a/b/c", r"variant\.repo='a/b/c' is not a name of a Hub repository"),
+        ("variant.repo=acme/nothing", r"acme/nothing@main: the Hub shows no such repository; check variant\.repo"),
+        ("variant.revision=v9", r"^acme/Qwen3-TTS-tiny@v9: the Hub knows no such revision; check variant\.revision"),
+        ("variant.repo=a/b/c", r"^a/b/c@main: not the name of a Hub repository \(owner/name\); check variant\.repo"),
     ],
 )
 def test_an_unknown_name_is_named(hub, tmp_path, override, message):
@@ -437,7 +482,7 @@ def test_an_unknown_name_is_named(hub, tmp_path, override, message):
 
 @pytest.mark.parametrize("name", ["../../.ssh/config", "/etc/passwd", "a//b", "a\\b", "pytorch_model.bin"])
 def test_a_hostile_name_in_the_listing_is_refused(hub, tmp_path, name):
-    hub.extra.append(name)
+    hub.repositories[REPO].commits[COMMIT][name] = hub.small(b"x")
     with pytest.raises(PipelineError, match=r"refused|pickle"):
         from_hub(tmp_path)
     assert not any("/resolve/" in path for _, path, _ in hub.requests)
@@ -453,5 +498,6 @@ def test_no_network_is_one_line_and_the_exit_code_is_1(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot reach the Hub (")
+    assert done.stderr.startswith("error: Qwen/Qwen3-TTS-12Hz-1.7B-Base@")
+    assert ": the Hub cannot be reached (" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model_src.config import CheckpointConfig, ConfigError
-from pipeline.checkpoints import synthetic
+from pipeline.checkpoints import synthetic, tokenizer
 
 RELEASES = [
     ("0.6b", "base"), ("0.6b", "custom_voice"), ("1.7b", "base"), ("1.7b", "custom_voice"), ("1.7b", "voice_design")
@@ -20,6 +20,7 @@ def write(folder: Path, config: dict[str, Any], codec: dict[str, Any]) -> Path:
     (folder / "speech_tokenizer").mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "speech_tokenizer" / "config.json").write_text(json.dumps(codec))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer.tokenizer_config()))
     return folder
 
 
@@ -52,8 +53,8 @@ def test_other_kinds_have_no_speaker_encoder_whatever_the_file_says(tmp_path: Pa
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("tts_model_type", "singing", "tts_model_type is 'singing'; known: base, custom_voice, voice_design"),
-        ("tokenizer_type", "qwen3_tts_tokenizer_25hz", "only the 12 Hz tokenizer"),
+        ("tts_pad_token_id", 7, "config.json.tts_pad_token_id is 7, which tokenizer_config.json does not add"),
+        ("tts_pad_token_id", "7", "config.json.tts_pad_token_id is '7', not int"),
         ("talker_config", None, "config.json.talker_config is not an object"),
         ("talker_config.hidden_size", "1024", "config.json.talker_config.hidden_size is '1024', not int"),
         ("talker_config.hidden_size", True, "talker_config.hidden_size is True, not int"),
@@ -64,13 +65,20 @@ def test_other_kinds_have_no_speaker_encoder_whatever_the_file_says(tmp_path: Pa
         ("talker_config.hidden_act", "gelu", "talker_config.hidden_act is 'gelu'; only 'silu' is supported"),
         ("talker_config.attention_bias", True, "talker_config.attention_bias is True; only False is supported"),
         ("talker_config.use_sliding_window", True, "use_sliding_window is True; only False"),
-        ("talker_config.num_code_groups", 8, "num_code_groups is 8, but 16 in code_predictor_config"),
-        ("talker_config.code_predictor_config.vocab_size", 4096, "vocab_size is 4096, but .* codebook_size is 2048"),
+        ("talker_config.num_code_groups", 8, "num_code_groups is 8, but .*code_predictor_config.num_code_groups is 16"),
+        ("talker_config.spk_id", {"ryan": "3061"}, "talker_config.spk_id.ryan is '3061', not int"),
+        ("talker_config.spk_id", {"ryan": -1}, "talker_config.spk_id.ryan is -1, not an id below 3072"),
+        ("talker_config.codec_language_id", {"english": 3072}, "language_id.english is 3072, not an id below 3072"),
+        ("talker_config.spk_is_dialect", {"eric": "x"}, "spk_is_dialect.eric is 'x', which codec_language_id lacks"),
+        ("talker_config.code_predictor_config.vocab_size", 4096, "vocab_size is 4096, but .*codebook_size is 2048"),
         ("speaker_encoder_config.enc_dim", 512, r"enc_dim \(512\) differs from talker_config.hidden_size \(1024\)"),
         ("speaker_encoder_config.enc_channels", [512], "enc_kernel_sizes and enc_dilations differ in length"),
         ("speech_tokenizer.decode_upsample_rate", 2000, "decode_upsample_rate is 2000, but .* multiply to 1920"),
         ("speech_tokenizer.decoder_config.upsample_rates", 8, "upsample_rates is 8, not"),
-        ("speech_tokenizer.decoder_config.num_quantizers", 8, "encoder_valid_num_quantizers is 16, but .* is 8"),
+        ("speech_tokenizer.decoder_config.num_quantizers", 8, "groups is 16, but .*decoder_config.num_quantizers is 8"),
+        ("speech_tokenizer.encoder_valid_num_quantizers", 8, "groups is 16, but .*encoder_valid_num_quantizers is 8"),
+        ("speech_tokenizer.encoder_config.codebook_size", 1024, "vocab_size is 2048, but .*encoder_config.* is 1024"),
+        ("speech_tokenizer.decoder_config.codebook_size", 1024, "vocab_size is 2048, but .*decoder_config.* is 1024"),
         ("speech_tokenizer.encoder_valid_num_quantizers", 33, "encoder_valid_num_quantizers exceeds"),
         ("speech_tokenizer.encoder_config.pad_mode", "reflect", "pad_mode is 'reflect'; only 'constant'"),
         ("speech_tokenizer.encoder_config.use_causal_conv", False, "use_causal_conv is False; only True"),

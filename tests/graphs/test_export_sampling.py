@@ -12,7 +12,7 @@ from model_src.code_predictor import CodePredictor
 from pipeline.graphs.teacher_forcing import EXACT
 from qwen3_tts_ov.sampling import exponential
 from tests.exported import Call, answers, frame_inputs, request
-from tests.parity.test_sampling import assert_drawn_from, softmax
+from tests.official import assert_drawn_from, softmax
 
 VARIANT, WIDTH, CODES = "tiny-base", 64, 2048
 BATCH, DRAWS = 16, 20_000

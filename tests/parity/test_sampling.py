@@ -6,7 +6,7 @@ import torch
 
 from model_src.sampling import draw
 from qwen3_tts_ov.sampling import Sampling, TalkerSampler, exponential
-from tests.official import CUSTOM_VOICE, Official
+from tests.official import CUSTOM_VOICE, Official, assert_drawn_from, softmax
 
 pytestmark = pytest.mark.parametrize("official", CUSTOM_VOICE, indirect=True)
 DRAWS = 20_000
@@ -20,22 +20,6 @@ def sampler(official: Official, point: dict, seed: int = 0) -> TalkerSampler:
     for code in official.golden["sampling_history"][: point["history"]]:
         sampler(np.where(ids == code, 100, 0).astype(np.float32))
     return sampler
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max())
-    return powers / powers.sum()
-
-
-def assert_drawn_from(codes: np.ndarray, probabilities: np.ndarray) -> None:
-    """A chi-square test at four standard deviations; what is expected under five times is counted together."""
-    counts, expected = np.bincount(codes, minlength=len(probabilities)), probabilities.astype(np.float64) * len(codes)
-    assert not counts[probabilities == 0].any()
-    rare = expected < 5
-    counts, expected = (np.append(values[~rare], values[rare].sum()) for values in (counts, expected))
-    statistic = ((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
-    freedom = len(counts) - 1
-    assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
 
 
 def test_the_talker_draws_from_the_official_distribution(official: Official):

@@ -1,4 +1,4 @@
-"""A Hub on loopback that takes releases: repositories, branches, tags, commits, uploads by LFS or Xet, and failures.
+"""A Hub on loopback: repositories, branches, tags, commits, downloads with ranges, uploads by LFS or Xet, and failures.
 
 It keeps what the real one keeps and refuses what that refuses: a wrong token, a stale parent, a commit of content that
 was never uploaded. Every request is numbered, so a test can break any of them.
@@ -15,18 +15,38 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import huggingface_hub
+import pytest
 import yaml
-
-from tests.doubles.download_hub import Server
+from huggingface_hub import constants
 
 TOKEN = "hf_only_for_tests"
-LARGE = re.compile(r".*\.(bin|wav)")  # what .gitattributes sends to large-file storage
-Fault = str | int | None  # drop: before it is handled; lost: after; half: half of the answer; or a status
+LARGE = re.compile(r".*\.(bin|wav|safetensors)")  # what .gitattributes sends to large-file storage
+
+
+@dataclass
+class Answer(Exception):
+    """Status, JSON or bytes, and headers of an answer; raised where a request is refused."""
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def refuse(status: int, code: str) -> Answer:
+    wait = {"Retry-After": "7"} if status == 429 else {}
+    return Answer(status, {"error": code}, {"X-Error-Code": code} | wait)
+
+
+# What goes wrong with a request. It is refused, with a status or an answer; or the connection breaks, before the
+# request is handled (drop), after that (lost) or within the answer (cut); or the server falls silent, before the
+# request is handled (stall) or within the answer (hang).
+Fault = str | int | Answer | None
 
 
 @dataclass(frozen=True)
@@ -64,9 +84,8 @@ class Hub:
     objects: dict[str, bytes] = field(default_factory=dict)
     fault: Callable[[int, str], Fault] = lambda number, path: None
     before_commit: list[Callable[[], object]] = field(default_factory=list)  # each called once, by one commit
-    stall: str = ""  # part of the path of a request that is never answered
-    stalled: threading.Event = field(default_factory=threading.Event)
-    requests: list[str] = field(default_factory=list)
+    stalled: threading.Event = field(default_factory=threading.Event)  # a client waits in vain
+    requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def state(self) -> tuple[Any, Any]:
@@ -78,7 +97,7 @@ class Hub:
 
     def calm(self) -> None:
         """Nothing fails any more; requests are counted anew."""
-        self.fault, self.stall = lambda number, path: None, ""
+        self.fault = lambda number, path: None
         self.before_commit.clear()
         self.requests.clear()
         self.stalled.clear()
@@ -90,6 +109,24 @@ class Hub:
 
     def small(self, content: bytes) -> File:
         return File(self.put(content), len(content), blob_id(content), large=False)
+
+    def file(self, name: str, content: bytes) -> File:
+        """A file in the storage that its name asks for."""
+        file = self.small(content)
+        if LARGE.fullmatch(name):
+            return replace(file, blob=blob_id(pointer(file.sha256, file.size)), large=True)
+        return file
+
+    def mirror(self, repository: str, commit: str, folder: Path) -> None:
+        """Holds a public repository with the files of a folder, main at the commit."""
+        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        files = {name: self.file(name, path.read_bytes()) for name, path in paths.items()}
+        self.repositories[repository] = Repository({commit: files}, {"main": commit})
+
+    def ranges(self, path: str) -> list[str]:
+        """The Range headers with which a file was requested, in order."""
+        wanted = re.compile(rf".*/resolve/[0-9a-f]+/{re.escape(path)}")
+        return [ranged for method, asked, ranged in self.requests if method == "GET" and wanted.fullmatch(asked)]
 
     def add(self, repository: str, name: str, content: bytes, branch: str = "main") -> None:
         """Somebody else's commit."""
@@ -111,6 +148,11 @@ class Hub:
 def blob_id(content: bytes) -> str:
     """Git's id of a blob."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def pointer(digest: str, size: int) -> bytes:
+    """What git holds of a file in large-file storage."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n".encode()
 
 
 def xet_hashes(cas: Path) -> dict[str, str]:
@@ -137,6 +179,12 @@ def spell(words: Any) -> str:
     return "".join(f"{word:016x}" for word in words)
 
 
+class Server(ThreadingHTTPServer):
+    """Prints nothing about connections that a test breaks."""
+
+    def handle_error(self, *_: object) -> None: ...
+
+
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serves the double while the block runs."""
@@ -153,18 +201,27 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.server_close()
 
 
-@dataclass
-class Answer(Exception):
-    """Status, JSON or bytes, and headers of an answer; raised where a request is refused."""
-
-    status: int = 200
-    body: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def refuse(status: int, code: str) -> Answer:
-    wait = {"Retry-After": "7"} if status == 429 else {}
-    return Answer(status, {"error": code}, {"X-Error-Code": code} | wait)
+def use(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points the Hub client of this process and of its children to the double."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_DISABLE_XET": hub.cas is None,
+        "HF_HUB_CACHE": str(root / "home" / "hub"),
+        "HF_XET_CACHE": str(root / "home" / "xet"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    for name, value in {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(root / "home"),
+        "HF_HUB_DISABLE_XET": "1" if hub.cas is None else "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",  # Xet's client is no Python and really waits
+        "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+    }.items():
+        monkeypatch.setenv(name, value)
+    huggingface_hub.utils.disable_progress_bars()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -179,26 +236,33 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         path = unquote(urlparse(self.path).path)
         with self.hub.lock:
-            self.hub.requests.append(f"{self.command} {path}")
+            self.hub.requests.append((self.command, path, self.headers.get("Range") or ""))
             fault = self.hub.fault(len(self.hub.requests), path)
         self.sent = self.read_body()
-        if self.hub.stall and self.hub.stall in path:
-            self.hub.stalled.set()
-            self.rfile.read(1)  # until the client is gone
-            fault = "drop"
-        if fault == "drop":
+        if fault == "stall":
+            self.wait_for_the_client_to_go()
+        if fault in ("drop", "stall"):
             self.close_connection = True
             return
         try:
+            if isinstance(fault, Answer):
+                raise fault
             answer = refuse(fault, "Injected") if isinstance(fault, int) else self.route(path)
         except Answer as refused:
             answer = refused
         if fault == "lost":
             self.close_connection = True
         else:
-            self.write(answer, half=fault == "half")
+            self.write(answer, cut=fault in ("cut", "hang"))
+        if fault == "hang":
+            self.wait_for_the_client_to_go()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one
+
+    def wait_for_the_client_to_go(self) -> None:
+        self.hub.stalled.set()
+        with suppress(ConnectionError):
+            self.rfile.read(1)
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -210,7 +274,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def write(self, answer: Answer, half: bool = False) -> None:
+    def write(self, answer: Answer, cut: bool = False) -> None:
         body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         self.send_response(answer.status)
         for key, value in ({"Content-Length": str(len(body))} | answer.headers).items():
@@ -219,8 +283,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         with suppress(ConnectionError):
-            self.wfile.write(body[: len(body) // 2] if half else body)
-        self.close_connection = self.close_connection or half
+            self.wfile.write(body[: len(body) * 2 // 3] if cut else body)
+        self.close_connection = self.close_connection or cut
 
     def json(self) -> Any:
         return json.loads(self.sent or b"{}")
@@ -262,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
         return Answer(body={"url": f"{self.hub.url}/{name}", "name": name, "id": "0"})
 
     def validate_yaml(self) -> Answer:
-        """As the Hub: the front matter must be YAML, and what stands in it must have the Hub's forms."""
+        """As the Hub: the front matter must be YAML, and its fields must have the Hub's forms."""
         front = re.match(r"---\n(.*?)\n---", self.json()["content"], re.DOTALL)
         try:
             data = yaml.safe_load(front[1]) if front else {}
@@ -340,8 +404,7 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def large(self, digest: str, size: int) -> File:
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n".encode()
-        file = File(digest, size, blob_id(pointer), large=True)
+        file = File(digest, size, blob_id(pointer(digest, size)), large=True)
         if self.hub.cas is not None and (xet := xet_hashes(self.hub.cas).get(digest)):
             return replace(file, xet=xet)
         if digest not in self.hub.objects:
