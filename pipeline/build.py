@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from safetensors.numpy import save_file
 
 from model_src.checkpoint import Checkpoint
-from pipeline.graphs.adaptors import made, make
+from pipeline.graphs.adaptors import build_graph, graph_names
 from pipeline.graphs.components import Call
 from pipeline.stage import main, output, paths, report, track
 
@@ -26,8 +26,8 @@ def run(cfg: DictConfig) -> None:
     with output(where.model) as model:
         parameters = {}
         kind = checkpoint.config.tts_model_type
-        for name in track(made(cfg.layout, kind), "build"):
-            component = make(name, checkpoint, cfg.layout)
+        for name in track(graph_names(cfg.layout, kind), "build"):
+            component = build_graph(name, checkpoint, cfg.layout)
             calls = component.calls(np.random.default_rng(cfg.seed))
             write_record(model / f"{name}.safetensors", calls, component.run(calls))
             parameters[name] = sum(parameter.numel() for parameter in component.parameters())

@@ -1,7 +1,7 @@
 """smoke: speaks from the bundle, with the runtime that users install, on every device, and judges what is heard.
 
-A required device that is missing or fails a gate fails the stage. An optional one is recorded: `passed`, `failed` or
-`not_run`, the last two with the reason.
+A required device that is missing or not correct fails the stage. An optional one is recorded: `passed`, `failed` or
+`not_run`, the last two with the reason. A missed bound on quality is printed and reported, and fails nothing.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from pipeline.judging.gates import Miss, tell
 from pipeline.judging.runtime_agreement import Record
 from pipeline.judging.smoke_device import describe, hear, reference_record
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
@@ -27,6 +28,7 @@ def run(cfg: DictConfig) -> None:
         for device in track(candidates(cfg, present), "smoke"):
             results[device] = try_device(device, present, cfg, bundle, reference, smoke)
             print(f"{device}: {summary(results[device])}")
+            tell([Miss(**entry) for entry in results[device].get("missed", [])])
         report(
             smoke,
             {
@@ -56,7 +58,7 @@ def try_device(
             raise PipelineError(f"{device} is required by conf/device and missing: {reason}")
         return {"status": "not_run", "reason": reason}
     try:
-        # Alone, its peak memory is its own, and a driver that dies takes nothing along.
+        # Alone, its peak memory is its own, and a driver that dies takes nothing else down.
         result = alone(hear, bundle, device, reference, cfg, smoke) | {"status": "passed"}
     except (DeviceError, PipelineError) as error:
         if device in cfg.device.required:
