@@ -15,7 +15,7 @@ from pipeline.graphs.adaptors import GRAPHS, graph_names
 from pipeline.graphs.components import COMPONENTS
 from pipeline.graphs.compression import compress
 from pipeline.judging import closeness, quality
-from pipeline.judging.gates import OF_GRAPHS, missed, tell
+from pipeline.judging.gates import OF_GRAPHS, missed, tell, worst
 from pipeline.stage import PipelineError, alone, main, output, paths, read_report, report, track
 
 # Keys of a policy that need `calibrated`.
@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> None:
             exact = parity(policy, stored, cfg)
             closeness.check(name, compared, exact)
             judged = alone(quality.judge, name, xml, where.ir / xml.name, where.rollout)
-            figures, held = closeness.worst(compared) | judged, bounds.get(policy, {})
+            figures, held = worst(compared) | judged, bounds.get(policy, {})
             if GRAPHS[name].adapts:  # its component is fed the texts for both
                 held = {measure: bound for measure, bound in held.items() if measure in figures}
             components[name] = {

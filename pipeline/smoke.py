@@ -7,11 +7,13 @@ A required device that is missing or not correct fails the stage. An optional on
 from pathlib import Path
 from typing import Any
 
+import soundfile
 from omegaconf import DictConfig
 
 from pipeline.judging.gates import Miss, tell
 from pipeline.judging.runtime_agreement import Record
 from pipeline.judging.smoke_device import describe, hear, reference_record
+from pipeline.judging.spectrogram import draw
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
 from qwen3_tts_ov import Bundle, DeviceError
 from qwen3_tts_ov.engine import devices
@@ -59,7 +61,10 @@ def try_device(
         return {"status": "not_run", "reason": reason}
     try:
         # Alone, its peak memory is its own, and a driver that dies takes nothing else down.
-        result = alone(hear, bundle, device, reference, cfg, smoke) | {"status": "passed"}
+        result = alone(hear, bundle, device, reference, cfg, smoke)
+        picture = Path(result["wav"]).with_suffix(".png")
+        draw(*soundfile.read(smoke / result["wav"], dtype="float32"), smoke / picture)
+        result |= {"status": "passed", "spectrogram": picture.name}
     except (DeviceError, PipelineError) as error:
         if device in cfg.device.required:
             raise

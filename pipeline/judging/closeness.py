@@ -56,11 +56,3 @@ def check(name: str, found: Closeness, bounds: Bounds) -> None:
     """Raises GateError for the first output that is not finite, of another shape, or past the bound of its measure."""
     for port, scores in found.items():
         require(f"{name}.{port}", scores, {measure: bounds[measure] for measure in scores if measure in bounds})
-
-
-def worst(found: Closeness) -> dict[str, float]:
-    """The lowest that the outputs of a graph reached in each measure."""
-    lowest: dict[str, float] = {}
-    for scores in found.values():
-        lowest |= {measure: min(score, lowest.get(measure, score)) for measure, score in scores.items()}
-    return lowest

@@ -63,6 +63,14 @@ OF_SPEECH = {
 }
 
 
+def worst(by_output: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The lowest that the outputs of a graph reached in each measure of which higher is better."""
+    lowest: dict[str, float] = {}
+    for values in by_output.values():
+        lowest |= {name: min(value, lowest.get(name, value)) for name, value in values.items()}
+    return lowest
+
+
 def measure(name: str) -> Measure:
     """The declaration of a measure; `word_error_english` is `word_error` in one language."""
     return (OF_GRAPHS | OF_SPEECH)["word_error" if name.startswith("word_error_") else name]

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 
 from pipeline.judging.gates import GateError, Miss, missed, require
 from pipeline.judging.runtime_agreement import Record, agreement, record
-from pipeline.judging.spectrogram import draw
 from pipeline.stage import ROOT
 from qwen3_tts_ov import Bundle, Outcome, Speech, SpeechStream, Synthesizer
 from qwen3_tts_ov.text import seconds as slow_reading
@@ -27,7 +26,7 @@ Requests = tuple[Callable[..., Speech], Callable[..., SpeechStream]]
 
 
 def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke: Path) -> dict[str, Any]:
-    """Speaks twice whole and once streamed with one seed; writes WAV and spectrogram, returns what was measured.
+    """Speaks twice whole and once streamed with one seed; writes the WAV, returns what was measured.
 
     `reference` is what the CPU says from uncompressed weights. Raises GateError where a bound on correctness is missed,
     DeviceError where the device fails; what misses a bound on quality is listed.
@@ -43,13 +42,11 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
         raise GateError("some samples are not finite")  # 16 bits would hide them
     wav = smoke / f"{device.lower().replace('.', '-')}.wav"
     speech.save(wav)
-    draw(speech.waveform, speech.sample_rate, wav.with_suffix(".png"))
     heard = judge_wav(wav, len(speech.codes), bundle, cfg)
     difference = judge_runs(speech, again, outcome, waveform, cfg)
     agreed = agreement(synthesizer, whole, reference)
     return {
         "wav": wav.name,
-        "spectrogram": wav.with_suffix(".png").name,
         "frames": len(speech.codes),
         "stop_reason": speech.stop_reason,
         "codes_sha256": hashlib.sha256(speech.codes.astype("<i8").tobytes()).hexdigest(),
@@ -159,11 +156,10 @@ def judge_runs(
         raise GateError("the streamed run gave different codes than the whole one")
     if waveform.shape != speech.waveform.shape:
         raise GateError(f"the streamed waveform has {waveform.size} samples, the whole one {speech.waveform.size}")
-    difference = {"stream_difference": float(np.abs(speech.waveform - waveform).max())}
-    require(
-        "streamed and whole waveform", difference, {name: cfg.smoke.bounds.correctness[name] for name in difference}
-    )
-    return difference["stream_difference"]
+    difference = float(np.abs(speech.waveform - waveform).max())
+    bound = cfg.smoke.bounds.correctness.stream_difference
+    require("streamed and whole waveform", {"stream_difference": difference}, {"stream_difference": bound})
+    return difference
 
 
 def judge_quality(device: str, speech: Speech, code_agreement: float, cfg: DictConfig) -> list[Miss]:

@@ -12,7 +12,7 @@ import jsonschema
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from pipeline.stage import ROOT, PipelineError, write_json
+from pipeline.stage import ROOT, PipelineError, read_json, write_json
 from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, sha256
 
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
@@ -38,7 +38,7 @@ def write_papers(folder: Path, manifest: Json) -> None:
 def validate(manifest: Json) -> None:
     """Raises PipelineError naming the first key that the published schema refuses."""
     try:
-        jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
+        jsonschema.validate(manifest, read_json(SCHEMA))
     except jsonschema.ValidationError as error:
         raise PipelineError(f"manifest.json: {error.json_path}: {error.message}") from error
 
@@ -118,7 +118,7 @@ def file_component(owner: str, name: str, entry: Json) -> Json:
 
 def metrics(manifest: Json) -> list[Json]:
     """What `compress` measured of every component: of its outputs against PyTorch, and on held-out texts."""
-    found = [item for stages in evidence(manifest) for item in stages["compress"]["components"].items()]
+    found = [item for stages in stage_reports(manifest) for item in stages["compress"]["components"].items()]
     slices = {f"{name}.{port}": scores for name, entry in found for port, scores in entry["closeness"].items()}
     slices |= {f"{name}, held-out texts": entry["quality"] for name, entry in found}
     return [
@@ -128,8 +128,8 @@ def metrics(manifest: Json) -> list[Json]:
     ]
 
 
-def evidence(manifest: Json) -> list[Json]:
-    """The reports of the native stages and, in another layout, of the graphs that it adds."""
+def stage_reports(manifest: Json) -> list[Json]:
+    """The reports of the native stages and, in another layout, those of the graphs that it adds."""
     found, layout = manifest["evidence"], manifest["layout"]
     return [found, found[layout]] if layout in found else [found]
 
