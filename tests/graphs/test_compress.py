@@ -121,7 +121,9 @@ def test_lost_parity_is_one_line_and_leaves_the_earlier_output(cell):
     assert done.returncode == 1
     error = [line for line in done.stderr.splitlines() if not line.startswith("compress to int8")]
     assert len(error) == 1, done.stderr
-    assert re.fullmatch(r"error: speech_decoder\.waveform: snr_db is \d+(\.\d+)?, bound: at least 120", error[0]), error[0]
+    assert re.fullmatch(r"error: speech_decoder\.waveform: snr_db is \d+(\.\d+)?, bound: at least 120", error[0]), (
+        error[0]
+    )
     assert_untouched(cell)
 
 

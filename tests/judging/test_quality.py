@@ -148,7 +148,9 @@ def test_a_policy_that_ruins_a_network_misses_its_bounds(artifact, tmp_path: Pat
     alone(compress, exported, tmp_path / exported.name, policy, spoken)
     bounds = section("int8", "bounds") | section("int8", "synthetic")
     misses = missed(name, judge(name, tmp_path / exported.name, exported, spoken), bounds[name])
-    assert re.match(rf"{name}: {measure} is .*, bound: at least ", {miss.measure: str(miss) for miss in misses}[measure])
+    assert re.match(
+        rf"{name}: {measure} is .*, bound: at least ", {miss.measure: str(miss) for miss in misses}[measure]
+    )
 
 
 @pytest.mark.parametrize(
