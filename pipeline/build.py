@@ -1,7 +1,7 @@
 """build: loads the checkpoint strictly into the PyTorch networks and records what each component computes.
 
 The record, inputs and outputs of a few calls from seeded data in float32, is what the exported graphs must reproduce;
-so an export process never holds PyTorch's model and OpenVINO's compiled one at once.
+so that an export process never holds PyTorch's network and OpenVINO's compiled graph at the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:
-    """Store calls and their results as one file."""
+    """Writes calls and their results to one file."""
     arrays: Call = {}
     for index, (call, result) in enumerate(zip(calls, results, strict=True)):
         arrays |= {f"{index}.in.{port}": value for port, value in call.items()}

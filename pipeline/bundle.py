@@ -1,6 +1,6 @@
-"""bundle: puts the compressed graphs, the tokenizer and the configuration under a manifest that says what they are.
+"""bundle: assembles the compressed graphs, the tokenizer and the configuration under a manifest that describes them.
 
-The same inputs give the same bytes and so the same bundle id: no clock and no machine enters a hashed part.
+The same inputs give the same bytes and so the same bundle id: no time and no machine enters a hashed part.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ def add_configuration(files: list[str], checkpoint: Path, bundle: Path) -> None:
 def write_tokenizer(checkpoint: Path, path: Path) -> None:
     """Writes the checkpoint's vocabulary, merges and special tokens as one tokenizer.json.
 
-    Raises PipelineError when the `tokenizers` library alone, which the runtime has, reads other ids from it.
+    Raises PipelineError when the `tokenizers` library alone, as in the runtime, gives different ids.
     """
     config = read_json(checkpoint / "config.json")
     try:
@@ -86,7 +86,7 @@ def write_tokenizer(checkpoint: Path, path: Path) -> None:
     for probe in TOKENIZER_PROBES:
         if tokenizer.encode(probe).ids != source(probe)["input_ids"]:
             raise PipelineError(
-                f"{path.name} gives other ids than {checkpoint}/vocab.json and merges.txt for {probe!r}"
+                f"{path.name} and {checkpoint}/vocab.json with merges.txt give different ids for {probe!r}"
             )
     for token, key in (("<|im_start|>", "im_start_token_id"), ("<|im_end|>", "im_end_token_id")):
         if tokenizer.token_to_id(token) != config[key]:
@@ -164,7 +164,7 @@ def describe(
 
 
 def component(bundle: Path, graph: Graph) -> dict[str, Any]:
-    """What `compress` was asked for, and ports, states, operation sets and weight dtypes as they are in the IR."""
+    """The policy that `compress` followed, and ports, states, operation sets and weight dtypes as they are in the IR."""
     model = read(bundle / f"{graph.file}.xml")
     operations = model.get_ops()
     weights: Counter[str] = Counter()
@@ -215,7 +215,7 @@ def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
 def within_groups(properties: dict[str, Any], weights: int | None) -> dict[str, Any]:
     """Compile properties whose groups of activations are no larger than `weights`, the groups that share a scale.
 
-    With larger ones OpenVINO's CPU plugin does not quantise activations at all (0.6B code predictor in int4: 30.8 ms
+    With larger groups OpenVINO's CPU plugin does not quantise activations at all (0.6B code predictor in int4: 30.8 ms
     instead of 18.1).
     """
     group = properties.get(QUANTISED_TOGETHER, 0)
@@ -258,13 +258,13 @@ def git_state() -> dict[str, Any]:
 
 
 def canonical_sha256(data: Any) -> str:
-    """The sha256 of JSON in its one spelling: sorted keys, no blanks, UTF-8."""
+    """The sha256 of JSON in a canonical form: sorted keys, no blanks, UTF-8."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def without_measured(data: Any) -> Any:
-    """A report without what depends on the machine and the hour."""
+    """A report without what differs from run to run."""
     if isinstance(data, dict):
         return {key: without_measured(value) for key, value in data.items() if key != "measured"}
     return [without_measured(value) for value in data] if isinstance(data, list) else data

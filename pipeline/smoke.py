@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def candidates(cfg: DictConfig, present: dict[str, str]) -> list[str]:
-    """Devices that conf/device names, then those that OpenVINO lists beside them."""
+    """Devices that conf/device names, then any others that OpenVINO lists."""
     named = [*cfg.device.required, *cfg.device.optional]
     return named + [device for device in present if device.partition(".")[0] not in named]
 

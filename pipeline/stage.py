@@ -1,4 +1,4 @@
-"""What every stage shares: its configuration, its paths, an output that appears whole or not at all, its report.
+"""Shared by all stages: configuration, paths, outputs that appear whole or not at all, reports, one-line errors.
 
 A stage module holds `run(cfg)` and ends with `if __name__ == "__main__": main(run)`; it is called as
 `python -m pipeline.<stage> variant=<name> precision=<name>` from the root of the checkout.
@@ -55,7 +55,7 @@ class Paths:
 def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
     """Where the stages of `cfg.variant` and `cfg.precision` read and write in a layout, `cfg.layout` if none is named.
 
-    What a layout adds to the native one lies in a folder of its name, beside what the native one has there.
+    The graphs that a layout adds, and its bundle, lie in a folder of its name beside those of the native layout.
     """
     layout = layout or cfg.layout.name
     own = "" if layout == "native" else layout
@@ -225,20 +225,20 @@ def swap(fresh: Path, path: Path) -> None:
 
 
 def current_umask() -> int:
-    """The umask, which the system only tells while setting it."""
+    """The umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON of one spelling: sorted keys, indented, one newline at the end; NaN is refused."""
+    """Writes JSON in a canonical form: sorted keys, indented, one newline at the end; NaN is refused."""
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def report(directory: Path, data: dict[str, Any]) -> None:
-    """Writes what a stage measured beside what it made, so that both appear together."""
+    """Writes what a stage measured into its output, so that both appear together."""
     write_json(directory / "report.json", data)
 
 
@@ -258,7 +258,7 @@ def read_json(path: Path) -> Any:
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a process that has done nothing before, which gives its memory back, and returns its result.
+    """Returns the result of a function called in a fresh process, whose memory is given back when it ends.
 
     Raises PipelineError when the process dies, as it does when the system takes its memory away.
     """

@@ -1,4 +1,4 @@
-"""What is built under artifacts/, one line for each cell, as a table in Markdown for people and for CI."""
+"""summary: a table in Markdown of what is built under artifacts/, a line for each cell and device."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def rows(bundle: Path) -> list[str]:
-    """A line for each device that smoke tried; one line for a bundle that it has not heard yet."""
+    """A line for each device that smoke tried; one for a bundle that smoke has not run on."""
     manifest, smoke = read_json(bundle / MANIFEST), bundle.with_name("smoke")
     size = sum(entry["size"] for entry in manifest["files"].values())
     start = f"| {manifest['variant']} | {manifest['precision']} | {megabytes(size)} | `{manifest['bundle_id'][:12]}`"

@@ -1,4 +1,4 @@
-"""What smoke does with one device, in a process of its own: speaks from the bundle and judges what it hears."""
+"""One device's part of smoke, in a process of its own: speaks from the bundle and judges what is heard."""
 
 import hashlib
 import resource

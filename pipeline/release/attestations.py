@@ -1,6 +1,6 @@
 """A bundle's papers: manifest.json, a CycloneDX bill of materials, SLSA provenance, SHA256SUMS.
 
-All are made of the manifest and hold no clock, so the same bundle has the same papers.
+All are derived from the manifest and hold no time stamp, so the same bundle has the same papers.
 """
 
 import json
@@ -18,7 +18,7 @@ from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, sha256
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
 MATERIALS, PROVENANCE = "bom.cdx.json", "provenance.intoto.json"
 BUILD_TYPE = "urn:qwen3-tts-ov:pipeline:1"
-# The pipeline, on whatever machine it ran: a signature says who vouches for it.
+# The pipeline, whichever machine it ran on; a signature names the signer.
 BUILDER = "urn:qwen3-tts-ov:dvc"
 Json = dict[str, Any]
 
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 def write_papers(folder: Path, manifest: Json) -> None:
     """Writes the papers of the files in a folder. Raises PipelineError for a manifest that the schema refuses."""
     validate(manifest)
-    manifest = json.loads(json.dumps(manifest, sort_keys=True))  # in the order in which anybody else reads it
+    manifest = json.loads(json.dumps(manifest, sort_keys=True))  # in the order in which it is read back
     write_json(folder / MANIFEST, manifest)
     materials = bill_of_materials(manifest)
     validate_materials(materials)
@@ -54,7 +54,7 @@ def bill_of_materials(manifest: Json) -> Json:
             "name": name,
             "version": version,
             "purl": package_url(name, version),
-            "scope": "excluded",  # it made the bundle and is no part of it
+            "scope": "excluded",  # a build tool, not a part of the bundle
         }
         for name, version in versions.items()
         if name != "python"

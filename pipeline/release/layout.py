@@ -1,7 +1,7 @@
 """A layout: which graphs a bundle holds, and the names of their files and ports. Declared in conf/layout.
 
-The earlier stages know components by their own names. `bundle` takes the graphs that a layout lists, native ones and
-the adaptors made for it, and gives them the layout's names.
+Earlier stages use the components' own names. `bundle` takes the graphs that a layout lists, native ones and adaptors,
+and gives them the layout's names.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> lis
 
 
 def place(graph: Graph, layout: str, bundle: Path) -> None:
-    """Put a graph into a bundle under the layout's names.
+    """Puts a graph into a bundle under the layout's names.
 
-    A stage replaces its files and never writes into them, so what stays the same is linked. Raises PipelineError where
+    Stages replace files and never write into them, so unchanged files are linked. Raises PipelineError where
     OpenVINO cannot read the graph, or where it lacks a port that the layout renames.
     """
     target = bundle / f"{graph.file}.xml"
@@ -79,7 +79,7 @@ def place(graph: Graph, layout: str, bundle: Path) -> None:
 
 
 def rename(model: ov.Model, graph: Graph) -> None:
-    """Give the ports of a graph the layout's names. Raises PipelineError for a port that it does not have."""
+    """Gives the ports of a graph the layout's names. Raises PipelineError for a port that it does not have."""
     ports = {port.any_name: port for port in [*model.inputs, *model.outputs]}
     for ours, theirs in graph.ports.items():
         if ours not in ports:
@@ -96,7 +96,7 @@ def read(xml: Path) -> ov.Model:
 
 
 def link(source: Path, target: Path) -> None:
-    """Link a file, or copy it where that fails."""
+    """Links a file, or copies it where that fails."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

@@ -88,7 +88,7 @@ def check_missed(folder: Path, missed: list[Json], publish: DictConfig) -> None:
 
 
 def figures(smoke: Json) -> Json:
-    """What smoke says of each device, without its files and its long lists."""
+    """The figures of smoke for each device, without files and long lists."""
     kept: dict[str, Json] = {}
     for device, heard in smoke["devices"].items():
         measured = {key: value for key, value in heard.get("measured", {}).items() if not isinstance(value, list)}
@@ -143,7 +143,7 @@ def quality(manifest: Json) -> dict[str, dict[str, float]]:
 
 
 def add_samples(smoke: Json, source: Path, folder: Path) -> dict[str, str]:
-    """Copies what each device spoke to samples/; returns device and path."""
+    """Copies each device's speech to samples/; returns the path by device."""
     samples = {}
     for device, heard in smoke["devices"].items():
         if heard["status"] == "passed":
@@ -154,7 +154,7 @@ def add_samples(smoke: Json, source: Path, folder: Path) -> dict[str, str]:
 
 
 def sign(folder: Path, by: str) -> None:
-    """Signs every file of a folder with a private key (path of a PEM file), or `sigstore`: by a CI job's identity.
+    """Signs every file of a folder with a private key (path of a PEM file), or with a CI job's identity (`sigstore`).
 
     Raises PipelineError.
     """

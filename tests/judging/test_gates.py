@@ -17,7 +17,7 @@ from pipeline.judging.scorers import SCORERS
         ({"kl": 0.051}, {"kl": 0.05}, ["talker: kl is 0.051, bound: at most 0.05"]),
         ({"length": 2.1}, {"length": [0.3, 2.0]}, ["talker: length is 2.1, bound: 0.3 to 2.0"]),
         ({"length": 0.2}, {"length": [0.3, 2.0]}, ["talker: length is 0.2, bound: 0.3 to 2.0"]),
-        ({"word_error_german": 0.06}, {"word_error_german": 0}, ["talker: word_error_german is 0.06, bound: at most 0"]),
+        ({"word_error_thai": 0.6}, {"word_error_thai": 0.5}, ["talker: word_error_thai is 0.6, bound: at most 0.5"]),
         ({"top5": 0.1}, {}, []),
         ({}, {"pesq": 2}, ["talker: pesq is not measured (no compiler), bound: at least 2"]),
         ({}, {"stoi": 0.9}, ["talker: stoi is not measured (no figure), bound: at least 0.9"]),
