@@ -164,7 +164,7 @@ def describe(
 
 
 def component(bundle: Path, graph: Graph) -> dict[str, Any]:
-    """The policy that `compress` followed, and ports, states, operation sets and weight dtypes as they are in the IR."""
+    """The policy that `compress` followed, and ports, states, operation sets and weight dtypes as in the IR."""
     model = read(bundle / f"{graph.file}.xml")
     operations = model.get_ops()
     weights: Counter[str] = Counter()

@@ -62,8 +62,9 @@ def try_device(
     try:
         # Alone, its peak memory is its own, and a driver that dies takes nothing else down.
         result = alone(hear, bundle, device, reference, cfg, smoke)
+        samples, rate = soundfile.read(smoke / result["wav"], dtype="float32")
         picture = Path(result["wav"]).with_suffix(".png")
-        draw(*soundfile.read(smoke / result["wav"], dtype="float32"), smoke / picture)
+        draw(samples, rate, smoke / picture)
         result |= {"status": "passed", "spectrogram": picture.name}
     except (DeviceError, PipelineError) as error:
         if device in cfg.device.required:
