@@ -1,7 +1,7 @@
 """build: checks the checkpoint, loads it into the PyTorch networks and records what each component computes.
 
 The record, inputs and outputs of a few calls from seeded data in float32, is what the exported graphs must reproduce;
-so an export process never holds PyTorch's model and OpenVINO's compiled one at once.
+so that an export process never holds PyTorch's network and OpenVINO's compiled graph at the same time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from model_src.checkpoint import Checkpoint, CheckpointError
 from model_src.config import ConfigError
-from pipeline.graphs.adaptors import made, make
+from pipeline.graphs.adaptors import build_graph, graph_names
 from pipeline.graphs.components import Call
 from pipeline.stage import PipelineError, main, output, paths, report, track
 
@@ -26,8 +26,8 @@ def run(cfg: DictConfig) -> None:
     with output(where.model) as model:
         parameters = {}
         kind = checkpoint.config.tts_model_type
-        for name in track(made(cfg.layout, kind), "build"):
-            component = make(name, checkpoint, cfg.layout)
+        for name in track(graph_names(cfg.layout, kind), "build"):
+            component = build_graph(name, checkpoint, cfg.layout)
             calls = component.calls(np.random.default_rng(cfg.seed))
             write_record(model / f"{name}.safetensors", calls, component.run(calls))
             parameters[name] = sum(parameter.numel() for parameter in component.parameters())
@@ -46,7 +46,7 @@ def checked(folder: Path, variant: str) -> Checkpoint:
 
 
 def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:
-    """Store calls and their results as one file."""
+    """Writes calls and their results to one file."""
     arrays: Call = {}
     for index, (call, result) in enumerate(zip(calls, results, strict=True)):
         arrays |= {f"{index}.in.{port}": value for port, value in call.items()}

@@ -1,6 +1,6 @@
-"""bundle: puts the compressed graphs, the tokenizer and the configuration under a manifest that says what they are.
+"""bundle: assembles the compressed graphs, the tokenizer and the configuration under a manifest that describes them.
 
-The same inputs give the same bytes and so the same bundle id: no clock and no machine enters a hashed part.
+The same inputs give the same bytes and so the same bundle id: no time and no machine enters a hashed part.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from transformers import Qwen2Tokenizer
 
 from pipeline.release.attestations import fingerprint, list_files, write_papers
 from pipeline.release.layout import NATIVE, Graph, graphs, place, read
-from pipeline.stage import ROOT, Paths, PipelineError, alone, main, one_line, output, paths, read_report
+from pipeline.stage import ROOT, Paths, PipelineError, alone, main, one_line, output, paths, read_json, read_report
 from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id
 
 # What decides the content of a bundle; a change elsewhere, as in dvc.lock or to the list of cells in params.yaml,
@@ -45,15 +45,16 @@ TOKENIZER_PROBES = (
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/bundle."""
     where = paths(cfg)
+    reports = {each: evidence(each) for each in (paths(cfg, NATIVE), where)}  # one pair in the native layout
+    held = graphs(cfg.layout, {each.compressed: found["compress"] for each, found in reports.items()})
     with output(where.bundle) as bundle:
         add_configuration(cfg.layout.files, where.checkpoint, bundle)
         write_tokenizer(where.checkpoint, bundle / "tokenizer.json")
         if cfg.layout.openvino_tokenizer:
             alone(convert_tokenizer, where.checkpoint, bundle)
-        held = graphs(cfg)
         for graph in held:
             place(graph, cfg.layout.name, bundle)
-        manifest = describe(cfg, held, bundle)
+        manifest = describe(cfg, held, read_report(where.checkpoint), [*reports.values()], bundle)
         write_papers(bundle, manifest)
         if cfg.layout.name == NATIVE:
             Bundle.load(bundle)  # as a user's runtime would
@@ -70,7 +71,7 @@ def add_configuration(files: list[str], checkpoint: Path, bundle: Path) -> None:
 def write_tokenizer(checkpoint: Path, path: Path) -> None:
     """Writes the checkpoint's vocabulary, merges and special tokens as one tokenizer.json.
 
-    Raises PipelineError when the `tokenizers` library alone, which the runtime has, reads other ids from it.
+    Raises PipelineError when the `tokenizers` library alone, as in the runtime, gives different ids.
     """
     config = read_json(checkpoint / "config.json")
     try:
@@ -85,7 +86,7 @@ def write_tokenizer(checkpoint: Path, path: Path) -> None:
     for probe in TOKENIZER_PROBES:
         if tokenizer.encode(probe).ids != source(probe)["input_ids"]:
             raise PipelineError(
-                f"{path.name} gives other ids than {checkpoint}/vocab.json and merges.txt for {probe!r}"
+                f"{path.name} and {checkpoint}/vocab.json with merges.txt give different ids for {probe!r}"
             )
     for token, key in (("<|im_start|>", "im_start_token_id"), ("<|im_end|>", "im_end_token_id")):
         if tokenizer.token_to_id(token) != config[key]:
@@ -98,7 +99,7 @@ def write_tokenizer(checkpoint: Path, path: Path) -> None:
 def convert_tokenizer(checkpoint: Path, bundle: Path) -> None:
     """Writes tokenizer and detokenizer as graphs of openvino_tokenizers.
 
-    Raises PipelineError when they give other ids than the checkpoint's tokenizer, or another text back.
+    Raises PipelineError when their ids, or the text decoded from them, differ from the checkpoint's tokenizer.
     """
     import openvino_tokenizers  # registers its operations with OpenVINO
 
@@ -116,20 +117,21 @@ def convert_tokenizer(checkpoint: Path, bundle: Path) -> None:
         ids = encode([probe])["input_ids"]
         expected = source(probe)["input_ids"]
         if ids[0].tolist() != expected or decode(ids)[0][0] != source.decode(expected, skip_special_tokens=True):
-            raise PipelineError(f"openvino_tokenizer.xml: it reads {probe!r} otherwise than the checkpoint's tokenizer")
+            raise PipelineError(
+                f"openvino_tokenizer.xml: it reads {probe!r} differently from the checkpoint's tokenizer"
+            )
 
 
-def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]:
-    """The manifest of the files that lie in `bundle`."""
-    where = paths(cfg, NATIVE)
+def describe(
+    cfg: DictConfig, held: list[Graph], source: dict[str, Any], reports: list[dict[str, Any]], bundle: Path
+) -> dict[str, Any]:
+    """The manifest of the files in `bundle`.
+
+    `source` is the checkpoint's report, `reports` are those of the native stages and of the layout's own.
+    """
     config = read_json(bundle / "config.json")
     speech = read_json(bundle / "speech_tokenizer/config.json")
-    talker, source = config["talker_config"], read_report(where.checkpoint)
-    stored = {
-        name: entry["weights"]
-        for compressed in (where.compressed, paths(cfg).compressed)
-        for name, entry in read_report(compressed)["components"].items()
-    }
+    talker = config["talker_config"]
     manifest = {
         "format": FORMAT,
         "variant": cfg.variant.name,
@@ -145,14 +147,15 @@ def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]
         "minimum_openvino": ".".join(version("openvino").split(".")[:2]),
         "sample_rate": speech["output_sample_rate"],
         "samples_per_frame": speech["decode_upsample_rate"],
-        "components": {graph.component: component(bundle, graph, stored[graph.component]) for graph in held},
+        "components": {graph.component: component(bundle, graph) for graph in held},
         "files": {name: fingerprint(bundle / name) for name in list_files(bundle)},
         "languages": sorted(talker["codec_language_id"]),
         "speakers": sorted(talker.get("spk_id") or {}),
         "dialects": {name: dialect for name, dialect in (talker.get("spk_is_dialect") or {}).items() if dialect},
         "generation": read_json(bundle / "generation_config.json"),
-        "placement": placement(cfg, held, stored),
-        "evidence": evidence(where) | ({} if cfg.layout.name == NATIVE else {cfg.layout.name: evidence(paths(cfg))}),
+        "placement": placement(cfg, held),
+        "evidence": reports[0] | ({cfg.layout.name: reports[1]} if reports[1:] else {}),
+        "missed": [entry for found in reports for entry in found["compress"]["missed"]],
         "provenance": provenance(cfg),
     }
     if "caveat" in cfg.layout:
@@ -160,8 +163,8 @@ def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]
     return manifest | {"bundle_id": bundle_id(manifest)}
 
 
-def component(bundle: Path, graph: Graph, policy: dict[str, Any]) -> dict[str, Any]:
-    """What `compress` was asked for, and ports, states, operation sets and weight dtypes as they are in the IR."""
+def component(bundle: Path, graph: Graph) -> dict[str, Any]:
+    """The policy that `compress` followed, and ports, states, operation sets and weight dtypes as in the IR."""
     model = read(bundle / f"{graph.file}.xml")
     operations = model.get_ops()
     weights: Counter[str] = Counter()
@@ -175,7 +178,7 @@ def component(bundle: Path, graph: Graph, policy: dict[str, Any]) -> dict[str, A
         "outputs": {port.any_name: describe_port(port) for port in model.outputs},
         "states": {state.info.variable_id: describe_state(state.info) for state in model.get_variables()},
         "opsets": sorted({operation.get_type_info().version_id for operation in operations}),
-        "compression": policy,
+        "compression": graph.weights,
         "precision": dict(weights),
     }
 
@@ -195,13 +198,13 @@ def lengths(shape: ov.PartialShape) -> list[int]:
     return [axis.get_length() if axis.is_static else -1 for axis in shape]
 
 
-def placement(cfg: DictConfig, held: list[Graph], stored: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
     """The recommended compile properties of every component on every device that conf/device knows."""
     devices: Any = OmegaConf.to_container(cfg.device.placement, resolve=True)
     return {
         device: {
             graph.component: within_groups(
-                chosen.get(graph.policy, chosen.get("default", {})), stored[graph.component].get("group_size")
+                chosen.get(graph.policy, chosen.get("default", {})), graph.weights.get("group_size")
             )
             for graph in held
         }
@@ -212,7 +215,7 @@ def placement(cfg: DictConfig, held: list[Graph], stored: dict[str, Any]) -> dic
 def within_groups(properties: dict[str, Any], weights: int | None) -> dict[str, Any]:
     """Compile properties whose groups of activations are no larger than `weights`, the groups that share a scale.
 
-    With larger ones OpenVINO's CPU plugin does not quantise activations at all (0.6B code predictor in int4: 30.8 ms
+    With larger groups OpenVINO's CPU plugin does not quantise activations at all (0.6B code predictor in int4: 30.8 ms
     instead of 18.1).
     """
     group = properties.get(QUANTISED_TOGETHER, 0)
@@ -220,7 +223,7 @@ def within_groups(properties: dict[str, Any], weights: int | None) -> dict[str, 
 
 
 def evidence(where: Paths) -> dict[str, Any]:
-    """What the stages before this one measured."""
+    """What the stages before this one measured. Raises PipelineError where one has not run."""
     stages = {"build": where.model, "export": where.ir, "rollout": where.rollout, "compress": where.compressed}
     return {stage: without_measured(read_report(directory)) for stage, directory in stages.items()}
 
@@ -255,24 +258,16 @@ def git_state() -> dict[str, Any]:
 
 
 def canonical_sha256(data: Any) -> str:
-    """The sha256 of JSON in its one spelling: sorted keys, no blanks, UTF-8."""
+    """The sha256 of JSON in a canonical form: sorted keys, no blanks, UTF-8."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def without_measured(data: Any) -> Any:
-    """A report without what depends on the machine and the hour."""
+    """A report without what differs from run to run."""
     if isinstance(data, dict):
         return {key: without_measured(value) for key, value in data.items() if key != "measured"}
     return [without_measured(value) for value in data] if isinstance(data, list) else data
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of the checkpoint. Raises PipelineError naming the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PipelineError(f"{path} is not JSON ({error}); download the checkpoint again") from error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """compress: stores every component's weights by the precision's policy, and says what that costs.
 
-Each component is compressed in a process of its own, compared with what PyTorch computed from the checkpoint, fed what
-the exported graphs spoke (quality.py), and held against the policy's gate.
+Each component is compressed in a process of its own, compared with what PyTorch computed from the checkpoint, and fed
+what the exported graphs spoke (judging/quality.py). Weights in 16 bits must keep parity with PyTorch, or the stage
+fails. What fewer bits cost is held to the precision's bounds, and a miss is printed and reported.
 """
 
 from __future__ import annotations
@@ -10,44 +11,59 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.graphs.adaptors import GRAPHS, made
+from pipeline.graphs.adaptors import GRAPHS, graph_names
 from pipeline.graphs.components import COMPONENTS
 from pipeline.graphs.compression import compress
 from pipeline.judging import closeness, quality
+from pipeline.judging.gates import OF_GRAPHS, missed, tell, worst
 from pipeline.stage import PipelineError, alone, main, output, paths, read_report, report, track
 
-# Keys of a policy that mean something only beside `calibrated`.
+# Keys of a policy that need `calibrated`.
 NEED_DATA = ("calibrated", "subset_size", "sensitivity_metric", "awq", "scale_estimation", "gptq", "lora_correction")
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes artifacts/<variant>/<precision>/ir. Raises PipelineError for a bad policy or a missed gate."""
+    """Writes artifacts/<variant>/<precision>/ir. Raises PipelineError for a bad policy, GateError without parity."""
     where = paths(cfg)
-    weights, gates = by_component(cfg.precision, "weights"), by_component(cfg.precision, "gate")
+    weights, bounds = by_component(cfg.precision, "weights"), by_component(cfg.precision, "bounds")
     if read_report(where.checkpoint)["source"] == "synthetic":
-        gates |= by_component(cfg.precision, "synthetic")
+        bounds |= by_component(cfg.precision, "synthetic")
     read_report(where.ir)
-    components, measured = {}, {}
+    components, measured, misses = {}, {}, []
     with output(where.compressed) as ir:
-        names = made(cfg.layout, read_report(where.model)["kind"])
+        names = graph_names(cfg.layout, read_report(where.model)["kind"])
         for name in track(names, f"compress to {cfg.precision.name}"):
             xml, policy = ir / f"{name}.xml", GRAPHS[name].adapts or name
-            stored = data_free(weights[policy]) if GRAPHS[name].adapts else weights[policy]
+            stored = without_data(weights[policy]) if GRAPHS[name].adapts else weights[policy]
             measured[name] = alone(compress, where.ir / xml.name, xml, stored, where.rollout)
             compared = closeness.compare(xml, where.model / f"{name}.safetensors")
+            exact = parity(policy, stored, cfg)
+            closeness.check(name, compared, exact)
             judged = alone(quality.judge, name, xml, where.ir / xml.name, where.rollout)
+            figures, held = worst(compared) | judged, bounds.get(policy, {})
+            if GRAPHS[name].adapts:  # its component is fed the texts for both
+                held = {measure: bound for measure, bound in held.items() if measure in figures}
             components[name] = {
                 "policy": policy,
                 "weights": stored,
                 "bytes": xml.with_suffix(".bin").stat().st_size,
                 "closeness": compared,
                 "quality": judged,
-                "gate": gates[policy],
+                "parity": exact,
+                "bounds": held,
             }
-            closeness.check(name, compared, gates[policy])
-            quality.check(name, judged, gates[policy])
+            misses += missed(name, figures, held)
         points = [cost(name, entry, cfg) for name, entry in components.items()]
-        report(ir, {"components": components, "costs": points, "measured": measured})
+        entries = [miss.entry() for miss in misses]
+        report(ir, {"components": components, "missed": entries, "costs": points, "measured": measured})
+    tell(misses)
+
+
+def parity(policy: str, stored: dict[str, Any], cfg: DictConfig) -> dict[str, float]:
+    """What the outputs of a component must keep of PyTorch's; nothing where it is stored in fewer than 16 bits."""
+    if stored["mode"] != "f16":
+        return {}
+    return dict(cfg.parity.f16.get(policy, cfg.parity.f16.default))
 
 
 def cost(name: str, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
@@ -64,26 +80,25 @@ def cost(name: str, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
 
 
 def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any]]:
-    """A section of the policy by component: where one has no entry of its own, the default if the section has one.
+    """A section of a precision by component: where one has no entry of its own, the default if the section has one.
 
-    Raises PipelineError for an unknown component, in a gate also for an unknown measure.
+    Raises PipelineError for an unknown component, among bounds also for an unknown measure.
     """
     entries: Any = OmegaConf.to_container(precision[section], resolve=True)
     where = f"conf/precision/{precision.name}.yaml: {section}"
     if unknown := sorted(set(entries) - set(COMPONENTS) - {"default"}):
         raise PipelineError(f"{where} names an unknown component {unknown[0]!r}; known: {', '.join(COMPONENTS)}")
-    if section != "synthetic" and "default" not in entries:
-        raise PipelineError(f"{where} has no default, for the components that it does not name")
-    if section != "weights":
-        known = (*closeness.MEASURES, *quality.MEASURES)
-        if unknown := sorted({measure for gate in entries.values() for measure in gate} - set(known)):
-            raise PipelineError(f"{where} names an unknown measure {unknown[0]!r}; known: {', '.join(known)}")
+    if section == "weights":
+        if "default" not in entries:
+            raise PipelineError(f"{where} has no default for the components that it does not name")
+    elif unknown := sorted({measure for bounds in entries.values() for measure in bounds} - set(OF_GRAPHS)):
+        raise PipelineError(f"{where} names an unknown measure {unknown[0]!r}; known: {', '.join(OF_GRAPHS)}")
     default = dict.fromkeys(COMPONENTS, entries.pop("default")) if "default" in entries else {}
     return default | entries
 
 
-def data_free(policy: dict[str, Any]) -> dict[str, Any]:
-    """A policy without what needs calibration: an adaptor's ports are not those that the rollouts went through."""
+def without_data(policy: dict[str, Any]) -> dict[str, Any]:
+    """A policy without what needs calibration: the rollouts did not go through an adaptor's ports."""
     return {key: value for key, value in policy.items() if key not in NEED_DATA}
 
 

@@ -12,14 +12,14 @@ import time
 
 from omegaconf import DictConfig
 
-from pipeline.graphs.adaptors import made
+from pipeline.graphs.adaptors import graph_names
 from pipeline.graphs.convert import export
 from pipeline.judging.closeness import check, compare
 from pipeline.stage import alone, main, output, paths, read_report, report, track
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes artifacts/<variant>/ir/<component>.xml and .bin. Raises PipelineError when a graph misses its gate."""
+    """Writes artifacts/<variant>/ir/<component>.xml and .bin. Raises GateError where a graph misses its bounds."""
     where = paths(cfg)
     source = read_report(where.checkpoint)
     kind = read_report(where.model)["kind"]
@@ -32,14 +32,14 @@ def run(cfg: DictConfig) -> None:
     start = time.perf_counter()
     components, measured = {}, {}
     with output(where.ir) as ir:
-        for name in track(made(cfg.layout, kind), "export"):
+        for name in track(graph_names(cfg.layout, kind), "export"):
             measured[name] = alone(export, name, where.checkpoint, ir, labels, cfg.layout)
             components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
-            check(name, components[name], cfg.parity)
+            check(name, components[name], cfg.parity.export)
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # where the graphs are compared
         peak = max([own, *(process["peak_bytes"] for process in measured.values())])
         measured["stage"] = {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
-        report(ir, {"components": components, "gate": dict(cfg.parity), "measured": measured})
+        report(ir, {"components": components, "bounds": dict(cfg.parity.export), "measured": measured})
 
 
 if __name__ == "__main__":

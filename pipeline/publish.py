@@ -1,7 +1,8 @@
 """publish: releases a verified, smoked bundle to a folder or to the Hugging Face Hub, whole or not at all.
 
 What a tag names never changes: the same bundle again is a no-op, another bundle is refused. A branch moves on from
-bundle to bundle. The release lies ready in artifacts/<variant>/<precision>/release before anything leaves.
+bundle to bundle. The release lies ready in artifacts/<variant>/<precision>/release before anything leaves. A bundle
+that misses bounds on quality stays, unless `publish.allow_missed` is true.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.release import hub
-from pipeline.release.prepare import prepare, releasable
+from pipeline.release.prepare import prepare
 from pipeline.stage import PipelineError, main, output
 from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
 
@@ -25,7 +26,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.layout.name not in cfg.publish.layouts:
         raise PipelineError(f"conf/publish names no repository for the layout {cfg.layout.name}; add it to layouts")
     repository = cfg.publish.layouts[cfg.layout.name]
-    print(targets[cfg.publish.target](cfg.publish, repository, prepare(cfg, releasable(cfg))))
+    print(targets[cfg.publish.target](cfg.publish, repository, prepare(cfg)))
 
 
 def to_folder(publish: DictConfig, repository: str, release: Bundle) -> str:

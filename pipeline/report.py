@@ -1,6 +1,6 @@
-"""report: one HTML file about a whole build, to hear and compare its cells; it needs nothing beside it.
+"""report: one self-contained HTML file about a whole build, to hear and compare its cells.
 
-No stage of dvc.yaml, as it says nothing new and is made in a second: `make` runs it after them.
+It is no stage of dvc.yaml, as it holds nothing new and takes a second: `make` runs it after them.
 """
 
 import base64
@@ -14,7 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.stage import ROOT, PipelineError, configuration, main, paths, read_report
+from pipeline.judging import gates
+from pipeline.stage import ROOT, PipelineError, configuration, main, paths, read_json, read_report
+from qwen3_tts_ov.bundle import MANIFEST
 
 # The plot is DVC's too (`dvc plots show`), which puts the points where this marker stands.
 PICTURE, POINTS = ROOT / ".dvc" / "plots" / "size_quality.json", '"<DVC_METRIC_DATA>"'
@@ -45,7 +47,7 @@ class Cell:
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes artifacts/report.html about what smoke has heard of params.yaml. Raises PipelineError for nothing."""
+    """Writes artifacts/report.html about the cells of params.yaml that smoke has heard; PipelineError for none."""
     axes = OmegaConf.load(ROOT / "params.yaml")
     named = [(variant, precision) for variant in axes.variants for precision in axes.precisions]
     heard = [cell for cell in named if Path(cfg.artifacts, *cell, "smoke").is_dir()]
@@ -70,7 +72,14 @@ def render(cells: list[Cell]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template(TEMPLATE.name)
-    return template.render(cells=cells, sizes=sizes(cells), quality=quality(cells), picture=Markup(picture(cells)))
+    return template.render(
+        cells=cells,
+        sizes=sizes(cells),
+        quality=quality(cells),
+        missed=missed(cells),
+        measures=gates.OF_GRAPHS,
+        picture=Markup(picture(cells)),
+    )
 
 
 def picture(cells: list[Cell]) -> str:
@@ -84,8 +93,7 @@ def load(artifacts: str, variant: str, precision: str) -> Cell:
     """Reads the reports of one cell."""
     where = paths(configuration((f"variant={variant}", f"precision={precision}", f"artifacts={artifacts}")))
     smoke, compress = read_report(where.smoke), read_report(where.compressed)
-    manifest = json.loads((where.bundle / "manifest.json").read_text(encoding="utf-8"))
-    return Cell(variant, precision, where.smoke, smoke, compress, manifest)
+    return Cell(variant, precision, where.smoke, smoke, compress, read_json(where.bundle / MANIFEST))
 
 
 def sizes(cells: list[Cell]) -> dict[str, list[float | None]]:
@@ -95,19 +103,42 @@ def sizes(cells: list[Cell]) -> dict[str, list[float | None]]:
     return {name: [entry and entry["bytes"] / 1e6 for entry in row] for name, row in entries.items()}
 
 
-def quality(cells: list[Cell]) -> dict[tuple[str, str], list[tuple[float, float | None] | None]]:
-    """How close every graph comes to its source, with the gate, a column for each cell; rows by port and measure.
+@dataclass(frozen=True)
+class Score:
+    """A measure of a graph, and its bound where there is one."""
+
+    value: float
+    bound: str | None
+    missed: bool
+
+
+def quality(cells: list[Cell]) -> dict[tuple[str, str], list[Score | None]]:
+    """How close every graph comes to its source, a column for each cell; rows by output or component, and measure.
 
     Outputs are compared with PyTorch; the other measures are those of pipeline/judging/quality.py.
     """
-    table: dict[tuple[str, str], list[tuple[float, float | None] | None]] = {}
+    table: dict[tuple[str, str], list[Score | None]] = {}
     for column, cell in enumerate(cells):
         for name, entry in cell.compress["components"].items():
             found = {(f"{name}.{port}", m): score for port, ms in entry["closeness"].items() for m, score in ms.items()}
             found |= {(name, measure): score for measure, score in entry["quality"].items()}
-            for row, score in found.items():
-                table.setdefault(row, [None] * len(cells))[column] = (score, entry["gate"].get(row[1]))
+            bounds = entry["parity"] | entry["bounds"]
+            for row, value in found.items():
+                bound = bounds.get(row[1])
+                held = bound is None or gates.holds(row[1], value, bound)
+                text = None if bound is None else gates.described(row[1], bound)
+                table.setdefault(row, [None] * len(cells))[column] = Score(value, text, not held)
     return table
+
+
+def missed(cells: list[Cell]) -> list[str]:
+    """A line for every bound on quality that a cell misses."""
+    return [
+        f"{cell.variant} {cell.precision}: {gates.Miss(**entry)}"
+        for cell in cells
+        for found in (cell.compress, *cell.smoke["devices"].values())
+        for entry in found.get("missed", [])
+    ]
 
 
 if __name__ == "__main__":

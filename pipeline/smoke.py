@@ -1,16 +1,19 @@
 """smoke: speaks from the bundle, with the runtime that users install, on every device, and judges what is heard.
 
-A required device that is missing or fails a gate fails the stage. An optional one is recorded: `passed`, `failed` or
-`not_run`, the last two with the reason.
+A required device that is missing or not correct fails the stage. An optional one is recorded: `passed`, `failed` or
+`not_run`, the last two with the reason. A missed bound on quality is printed and reported, and fails nothing.
 """
 
 from pathlib import Path
 from typing import Any
 
+import soundfile
 from omegaconf import DictConfig
 
+from pipeline.judging.gates import Miss, tell
 from pipeline.judging.runtime_agreement import Record
 from pipeline.judging.smoke_device import describe, hear, reference_record
+from pipeline.judging.spectrogram import draw
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
 from qwen3_tts_ov import Bundle, DeviceError
 from qwen3_tts_ov.engine import devices
@@ -27,6 +30,7 @@ def run(cfg: DictConfig) -> None:
         for device in track(candidates(cfg, present), "smoke"):
             results[device] = try_device(device, present, cfg, bundle, reference, smoke)
             print(f"{device}: {summary(results[device])}")
+            tell([Miss(**entry) for entry in results[device].get("missed", [])])
         report(
             smoke,
             {
@@ -41,7 +45,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def candidates(cfg: DictConfig, present: dict[str, str]) -> list[str]:
-    """Devices that conf/device names, then those that OpenVINO lists beside them."""
+    """Devices that conf/device names, then any others that OpenVINO lists."""
     named = [*cfg.device.required, *cfg.device.optional]
     return named + [device for device in present if device.partition(".")[0] not in named]
 
@@ -56,8 +60,12 @@ def try_device(
             raise PipelineError(f"{device} is required by conf/device and missing: {reason}")
         return {"status": "not_run", "reason": reason}
     try:
-        # Alone, its peak memory is its own, and a driver that dies takes nothing along.
-        result = alone(hear, bundle, device, reference, cfg, smoke) | {"status": "passed"}
+        # Alone, its peak memory is its own, and a driver that dies takes nothing else down.
+        result = alone(hear, bundle, device, reference, cfg, smoke)
+        samples, rate = soundfile.read(smoke / result["wav"], dtype="float32")
+        picture = Path(result["wav"]).with_suffix(".png")
+        draw(samples, rate, smoke / picture)
+        result |= {"status": "passed", "spectrogram": picture.name}
     except (DeviceError, PipelineError) as error:
         if device in cfg.device.required:
             raise

@@ -1,4 +1,4 @@
-"""What every stage shares: its configuration, its paths, an output that appears whole or not at all, its report.
+"""Shared by all stages: configuration, paths, outputs that appear whole or not at all, reports, one-line errors.
 
 A stage module holds `run(cfg)` and ends with `if __name__ == "__main__": main(run)`; it is called as
 `python -m pipeline.<stage> variant=<name> precision=<name>` from the root of the checkout.
@@ -16,9 +16,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -27,6 +29,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
 Item = TypeVar("Item")
 
 
@@ -52,7 +55,7 @@ class Paths:
 def paths(cfg: DictConfig, layout: str | None = None) -> Paths:
     """Where the stages of `cfg.variant` and `cfg.precision` read and write in a layout, `cfg.layout` if none is named.
 
-    What a layout adds to the native one lies in a folder of its name, beside what the native one has there.
+    The graphs that a layout adds, and its bundle, lie in a folder of its name beside those of the native layout.
     """
     layout = layout or cfg.layout.name
     own = "" if layout == "native" else layout
@@ -77,7 +80,7 @@ def configuration(overrides: Sequence[str] = ()) -> DictConfig:
     Raises PipelineError for an override that Hydra refuses; an unknown name in a group lists the known ones.
     """
     try:
-        with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             return compose("config", overrides=list(overrides))
     except MissingConfigException as error:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
@@ -89,9 +92,30 @@ def configuration(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def main(stage: Callable[[DictConfig], None]) -> None:
-    """Runs a stage with the overrides on the command line. An expected error is one line and exit code 1."""
+    """Runs a stage with the overrides on the command line. An expected error is one line and exit code 1.
+
+    Options such as `--help`, `--cfg job` and `--multirun` are answered by Hydra.
+    """
+
+    @wraps(stage)
+    def task(cfg: DictConfig) -> None:
+        with errors_for_people():
+            stage(cfg)
+
+    with errors_for_people():
+        if not any(argument.startswith("-") for argument in sys.argv[1:]):
+            stage(configuration(sys.argv[1:]))  # without Hydra's plugins and loggers, which take longer to start
+            return
+    if run_as := sys.modules["__main__"].__spec__:
+        task.__module__ = run_as.name.removesuffix(".__main__")  # Hydra's name of the job
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Ends the process on an expected error, with one line and exit code 1; others pass with their traceback."""
     try:
-        stage(configuration(sys.argv[1:]))
+        yield
     except KeyboardInterrupt:
         print("interrupted; earlier outputs are untouched", file=sys.stderr)
         sys.exit(130)
@@ -201,36 +225,40 @@ def swap(fresh: Path, path: Path) -> None:
 
 
 def current_umask() -> int:
-    """The umask, which the system only tells while setting it."""
+    """The umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON of one spelling: sorted keys, indented, one newline at the end; NaN is refused."""
+    """Writes JSON in a canonical form: sorted keys, indented, one newline at the end; NaN is refused."""
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def report(directory: Path, data: dict[str, Any]) -> None:
-    """Writes what a stage measured beside what it made, so that both appear together."""
+    """Writes what a stage measured into its output, so that both appear together."""
     write_json(directory / "report.json", data)
 
 
 def read_report(directory: Path) -> dict[str, Any]:
     """The report of an earlier stage. Raises PipelineError where that stage has not run."""
+    return read_json(directory / "report.json")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of an earlier stage. Raises PipelineError where that stage has not run or the file is damaged."""
     try:
-        data: dict[str, Any] = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PipelineError(f"{directory} is missing; run the stage that makes it, or `dvc repro`") from None
+        raise PipelineError(f"{path.parent} is missing; run the stage that makes it, or `dvc repro`") from None
     except ValueError as error:
-        raise PipelineError(f"{directory}/report.json is damaged ({error}); run its stage again") from None
-    return data
+        raise PipelineError(f"{path} is damaged ({error}); run its stage again") from None
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a process that has done nothing before, which gives its memory back, and returns its result.
+    """Returns the result of a function called in a fresh process, whose memory is given back when it ends.
 
     Raises PipelineError when the process dies, as it does when the system takes its memory away.
     """

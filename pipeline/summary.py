@@ -1,12 +1,11 @@
-"""What is built under artifacts/, one line for each cell, as a table in Markdown for people and for CI."""
+"""summary: a table in Markdown of what is built under artifacts/, a line for each cell and device."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from pipeline.release.card import figure, megabytes
-from pipeline.release.prepare import read_manifest
-from pipeline.stage import main, read_report
+from pipeline.stage import main, read_json, read_report
 from qwen3_tts_ov.bundle import MANIFEST
 
 HEAD = "| variant | precision | size | bundle | device | result | real-time factor | first audio |"
@@ -21,8 +20,8 @@ def run(cfg: DictConfig) -> None:
 
 
 def rows(bundle: Path) -> list[str]:
-    """A line for each device that smoke tried; one line for a bundle that it has not heard yet."""
-    manifest, smoke = read_manifest(bundle), bundle.with_name("smoke")
+    """A line for each device that smoke tried; one for a bundle that smoke has not run on."""
+    manifest, smoke = read_json(bundle / MANIFEST), bundle.with_name("smoke")
     size = sum(entry["size"] for entry in manifest["files"].values())
     start = f"| {manifest['variant']} | {manifest['precision']} | {megabytes(size)} | `{manifest['bundle_id'][:12]}`"
     if not (smoke / "report.json").is_file():
@@ -30,7 +29,9 @@ def rows(bundle: Path) -> list[str]:
     found = []
     for device, heard in read_report(smoke)["devices"].items():
         speed = [figure(heard.get("measured", {}).get(key)) for key in ("real_time_factor", "first_audio_seconds")]
-        found.append(f"{start} | {device} | {heard['status']} | {speed[0]} | {speed[1]}{' s' if speed[1] else ''} |")
+        missed = len(manifest["missed"]) + len(heard.get("missed", []))
+        result = heard["status"] + (f", {missed} bounds missed" if missed else "")
+        found.append(f"{start} | {device} | {result} | {speed[0]} | {speed[1]}{' s' if speed[1] else ''} |")
     return found
 
 

@@ -53,7 +53,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "placement": dict,
 }
 # Where a bundle was made and what was measured of it do not change what it is.
-_NOT_HASHED = ("bundle_id", "evidence", "precisions", "provenance", "score", "smoke")
+_NOT_HASHED = ("bundle_id", "evidence", "missed", "precisions", "provenance", "score", "smoke")
 
 # Plain names joined by "/": not absolute, no "..", nothing hidden, nothing that a shell or a glob would read.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")

@@ -208,6 +208,31 @@ def test_an_unknown_name_lists_the_known_ones_in_one_line(override, group, known
     assert known in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--help"], "precision: fp16, int4, int4-max, int8"),
+        (["--cfg", "job", "precision=fp16"], "name: fp16"),
+        (["--info", "config"], "Config search path"),
+        (["--hydra-help"], "See https://hydra.cc"),
+        (["-m", "variant=tiny-base,tiny-voice-design"], "| variant | precision |"),
+    ],
+)
+def test_the_options_of_hydra_answer_as_its_users_expect_and_leave_nothing(options, said):
+    before = set(os.listdir(ROOT))
+    done = run_python("-m", "pipeline.summary", *options)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert done.stdout.count(said) == (2 if options[0] == "-m" else 1)
+    assert set(os.listdir(ROOT)) == before
+
+
+def test_an_error_of_a_stage_under_multirun_is_one_line():
+    done = run_python("-m", "pipeline.export", "--multirun", "artifacts=no/such")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: no/such/tiny-custom-voice/checkpoint is missing; run the stage that makes it")
+
+
 @pytest.mark.parametrize("override", ["seeds=1", "variant.nam=x", "seed"])
 def test_an_override_that_means_nothing_is_refused(override):
     with pytest.raises(PipelineError):

@@ -319,10 +319,10 @@ ADAPTORS: dict[str, type[Component]] = {
 GRAPHS = COMPONENTS | ADAPTORS
 
 
-def made(layout: DictConfig, kind: str) -> list[str]:
-    """What build, export and compress make for a layout of conf/layout and a checkpoint's kind.
+def graph_names(layout: DictConfig, kind: str) -> list[str]:
+    """The graphs that build, export and compress make for a layout of conf/layout and a checkpoint's kind.
 
-    For the native layout those are the native components; other layouts take these over, and add their adaptors.
+    For the native layout these are the native components; another layout reuses them and only adds its adaptors.
     Raises PipelineError for an unknown component.
     """
     unknown = sorted(set(layout.graphs) - set(GRAPHS))
@@ -334,6 +334,6 @@ def made(layout: DictConfig, kind: str) -> list[str]:
     return [name for name in layout.graphs if name in components and kind in components[name].kinds]
 
 
-def make(name: str, checkpoint: Checkpoint, layout: DictConfig) -> Component:
+def build_graph(name: str, checkpoint: Checkpoint, layout: DictConfig) -> Component:
     """A component over a checkpoint's networks, of the sizes that the layout gives it."""
     return GRAPHS[name](checkpoint, **layout.graphs[name].get("sizes", {}))

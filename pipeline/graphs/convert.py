@@ -19,7 +19,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
 from model_src.checkpoint import Checkpoint
 from model_src.layers import Linear
-from pipeline.graphs.adaptors import make
+from pipeline.graphs.adaptors import build_graph
 from pipeline.graphs.components import Component
 from pipeline.graphs.surgery import merge_products, readers, replace
 
@@ -38,7 +38,7 @@ def export(
 ) -> dict[str, float]:
     """Write one component's IR. Returns the seconds it took and the peak resident memory in bytes."""
     start = time.perf_counter()
-    component = make(name, Checkpoint(checkpoint), layout)  # lives until the end: the graph shares its weights
+    component = build_graph(name, Checkpoint(checkpoint), layout)  # lives until the end: the graph shares its weights
     model = convert(component)
     for key, value in {"component": name, **labels}.items():
         model.set_rt_info(value, ["qwen3_tts", key])

@@ -1,8 +1,7 @@
-"""How close a graph comes to what PyTorch computed: runs it on the record of `build` and holds it against a gate."""
+"""How close a graph comes to what PyTorch computed, on the calls that `build` recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,9 @@ from safetensors.numpy import load_file
 
 from pipeline.graphs.components import Call
 from pipeline.graphs.teacher_forcing import compiled
-from pipeline.stage import PipelineError
+from pipeline.judging.gates import Bounds, require
 
-MEASURES = ("snr_db", "agreement")
-Closeness = dict[str, dict[str, float]]
+Closeness = dict[str, dict[str, float]]  # by output, its one measure: snr_db or agreement
 
 
 def read_record(path: Path) -> tuple[list[Call], list[Call]]:
@@ -40,21 +38,21 @@ def compare(xml: Path, record: Path) -> Closeness:
 
 
 def closeness(expected: np.ndarray, actual: np.ndarray) -> tuple[str, float]:
-    """SNR in dB of float outputs (200 when equal), share of equal elements of integer ones; least if shapes differ."""
-    if np.issubdtype(expected.dtype, np.integer):
-        return "agreement", float((expected == actual).mean()) if expected.shape == actual.shape else 0.0
+    """SNR in dB of float outputs (200 when equal), share of equal elements of integer ones (0 to 1).
+
+    -inf where the shapes differ or a float is not finite, which no gate lets pass.
+    """
+    measure = "agreement" if np.issubdtype(expected.dtype, np.integer) else "snr_db"
     if expected.shape != actual.shape or not np.isfinite(actual).all():
-        return "snr_db", float("-inf")
+        return measure, float("-inf")
+    if measure == "agreement":
+        return measure, float((expected == actual).mean())
     noise = np.square(expected.astype(np.float64) - actual).sum()
     signal = np.square(expected, dtype=np.float64).sum()
-    return "snr_db", round(float(min(200.0, 10 * np.log10(signal / noise))), 2) if noise else 200.0
+    return measure, round(float(min(200.0, 10 * np.log10(signal / noise))), 2) if noise else 200.0
 
 
-def check(name: str, found: Closeness, gate: Mapping[str, float]) -> None:
-    """Raises PipelineError naming the first output that misses the gate; a measure that it leaves out passes."""
+def check(name: str, found: Closeness, bounds: Bounds) -> None:
+    """Raises GateError for the first output that is not finite, of another shape, or past the bound of its measure."""
     for port, scores in found.items():
-        for measure, score in scores.items():
-            if score < gate.get(measure, float("-inf")):
-                raise PipelineError(
-                    f"{name}.{port}: {measure} against PyTorch is {score:.2f}, but its gate is {gate[measure]}"
-                )
+        require(f"{name}.{port}", scores, {measure: bounds[measure] for measure in scores if measure in bounds})

@@ -1,4 +1,4 @@
-"""What smoke does with one device, in a process of its own: speaks from the bundle and judges what it hears."""
+"""One device's part of smoke, in a process of its own: speaks from the bundle and judges what is heard."""
 
 import hashlib
 import resource
@@ -16,24 +16,20 @@ import soundfile
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from pipeline.judging.gates import GateError, Miss, missed, require
 from pipeline.judging.runtime_agreement import Record, agreement, record
-from pipeline.judging.spectrogram import draw
-from pipeline.stage import ROOT, PipelineError
+from pipeline.stage import ROOT
 from qwen3_tts_ov import Bundle, Outcome, Speech, SpeechStream, Synthesizer
 from qwen3_tts_ov.text import seconds as slow_reading
 
 Requests = tuple[Callable[..., Speech], Callable[..., SpeechStream]]
 
 
-class GateError(PipelineError):
-    """What a device spoke is not fit for release; the message names the gate."""
-
-
 def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke: Path) -> dict[str, Any]:
-    """Speaks twice whole and once streamed with one seed; writes WAV and spectrogram, returns what was measured.
+    """Speaks twice whole and once streamed with one seed; writes the WAV, returns what was measured.
 
-    `reference` is what the CPU says from uncompressed weights. Raises GateError where something is not what it must
-    be, DeviceError where the device fails.
+    `reference` is what the CPU says from uncompressed weights. Raises GateError where a bound on correctness is missed,
+    DeviceError where the device fails; what misses a bound on quality is listed.
     """
     with tempfile.TemporaryDirectory(dir=smoke) as cache:
         cold = start(bundle, device, cfg, cache)[0].engine.compile_seconds
@@ -43,22 +39,22 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
         waveform, outcome, chunks = listen(stream())
 
     if not (np.isfinite(speech.waveform).all() and np.isfinite(waveform).all()):
-        raise GateError("samples that are not finite")  # 16 bits would hide them
+        raise GateError("some samples are not finite")  # 16 bits would hide them
     wav = smoke / f"{device.lower().replace('.', '-')}.wav"
     speech.save(wav)
-    draw(speech.waveform, speech.sample_rate, wav.with_suffix(".png"))
     heard = judge_wav(wav, len(speech.codes), bundle, cfg)
-    judge_length(speech, cfg)
+    difference = judge_runs(speech, again, outcome, waveform, cfg)
+    agreed = agreement(synthesizer, whole, reference)
     return {
         "wav": wav.name,
-        "spectrogram": wav.with_suffix(".png").name,
         "frames": len(speech.codes),
         "stop_reason": speech.stop_reason,
         "codes_sha256": hashlib.sha256(speech.codes.astype("<i8").tobytes()).hexdigest(),
         "distinct_codes": len(np.unique(speech.codes)),
-        "stream_difference": judge_runs(speech, again, outcome, waveform, cfg),
-        **judge_codes(agreement(synthesizer, whole, reference), cfg),
+        "stream_difference": difference,
+        **agreed,
         **heard,
+        "missed": [miss.entry() for miss in judge_quality(device, speech, agreed["code_agreement"], cfg)],
         "measured": {
             "compile_cold_seconds": cold,
             "compile_cached_seconds": cached,
@@ -134,64 +130,52 @@ def listen(stream: SpeechStream) -> tuple[NDArray[np.float32], Outcome, list[dic
 
 def judge_wav(wav: Path, frames: int, bundle: Bundle, cfg: DictConfig) -> dict[str, float]:
     """Level and clipping of the file as it was written. Raises GateError."""
-    gates = cfg.smoke.gates
+    bounds = cfg.smoke.bounds.correctness
     samples, rate = soundfile.read(wav, dtype="float32")
-    if frames < gates.min_frames:
-        raise GateError(f"{wav.name}: {frames} frames, at least {gates.min_frames} make speech")
     if rate != bundle.sample_rate or samples.shape != (frames * bundle.samples_per_frame,):
         raise GateError(
-            f"{wav.name}: {samples.shape} samples at {rate} Hz, {frames} frames make "
+            f"{wav.name}: {samples.shape} samples at {rate} Hz; {frames} frames make "
             f"{frames * bundle.samples_per_frame} at {bundle.sample_rate} Hz"
         )
-    rms = 20 * float(np.log10(np.sqrt(np.mean(samples.astype(np.float64) ** 2)) + 1e-9))
-    if rms < gates.min_rms_dbfs:
-        raise GateError(f"{wav.name}: {rms:.1f} dBFS is silence, the gate is {gates.min_rms_dbfs} dBFS")
     full_scale = 1 - 2**-14  # of 16 bits, with room for rounding
-    clipped = float(np.mean(np.abs(samples) >= full_scale))
-    if clipped > gates.max_clipped_fraction:
-        raise GateError(f"{wav.name}: {clipped:.2%} of the samples clip, the gate is {gates.max_clipped_fraction:.2%}")
-    return {"rms_dbfs": rms, "clipped_fraction": clipped}
+    heard = {
+        "rms_dbfs": 20 * float(np.log10(np.sqrt(np.mean(samples.astype(np.float64) ** 2)) + 1e-9)),
+        "clipped_fraction": float(np.mean(np.abs(samples) >= full_scale)),
+    }
+    require(wav.name, {"frames": frames} | heard, {name: bounds[name] for name in ("frames", *heard)})
+    return heard
 
 
 def judge_runs(
     speech: Speech, again: Speech, streamed: Outcome, waveform: NDArray[np.float32], cfg: DictConfig
 ) -> float:
-    """The largest difference between streamed and whole waveform; raises GateError for that, or for other codes."""
+    """The largest difference between streamed and whole waveform. Raises GateError for that, or for different codes."""
     if not np.array_equal(speech.codes, again.codes):
-        raise GateError("the same seed gave other codes the second time")
+        raise GateError("the same seed gave different codes the second time")
     if not np.array_equal(speech.codes, streamed.codes):
-        raise GateError("the streamed run gave other codes than the whole one")
-    gate = cfg.smoke.gates.max_stream_difference
+        raise GateError("the streamed run gave different codes than the whole one")
     if waveform.shape != speech.waveform.shape:
         raise GateError(f"the streamed waveform has {waveform.size} samples, the whole one {speech.waveform.size}")
     difference = float(np.abs(speech.waveform - waveform).max())
-    if difference > gate:
-        raise GateError(f"streamed and whole waveform differ by {difference:.2g}, the gate is {gate:.2g}")
+    bound = cfg.smoke.bounds.correctness.stream_difference
+    require("streamed and whole waveform", {"stream_difference": difference}, {"stream_difference": bound})
     return difference
 
 
-def judge_length(speech: Speech, cfg: DictConfig) -> None:
-    """Raises GateError unless the speech ended by itself after a time that its text can take.
+def judge_quality(device: str, speech: Speech, code_agreement: float, cfg: DictConfig) -> list[Miss]:
+    """The bounds on quality that a device misses.
 
-    Synthetic weights never learnt when a sentence ends, so they are not asked.
+    Speech must end by itself after a time that its text can take. Synthetic weights never learnt when a sentence ends,
+    so they are not asked.
     """
-    if cfg.variant.source == "synthetic":
-        return
-    if speech.stop_reason != "eos":
-        raise GateError(f"the speech did not end by itself within {cfg.smoke.max_frames} frames")
-    least, most = (factor * slow_reading(cfg.smoke.text) for factor in cfg.smoke.gates.length)
-    if not least <= speech.duration <= most:
-        raise GateError(
-            f"the speech takes {speech.duration:.2f} s; for its text the gate is {least:.2f} to {most:.2f} s"
-        )
-
-
-def judge_codes(agreement: dict[str, float], cfg: DictConfig) -> dict[str, float]:
-    """Returns the agreement. Raises GateError where conf sets a gate for the precision and it is missed."""
-    gate = cfg.smoke.gates.code_agreement.get(cfg.precision.name, 0.0)
-    if agreement["code_agreement"] < gate:
-        raise GateError(
-            f"{agreement['code_agreement']:.1%} of the codes are those of uncompressed weights on the CPU, "
-            f"the gate is {gate:.1%}"
-        )
-    return agreement
+    quality = cfg.smoke.bounds.quality
+    bounds, figures, absent = {}, {"code_agreement": code_agreement}, {}
+    if cfg.precision.name in quality.code_agreement:
+        bounds["code_agreement"] = quality.code_agreement[cfg.precision.name]
+    if cfg.variant.source != "synthetic":
+        bounds["length"] = list(quality.length)
+        if speech.stop_reason == "eos":
+            figures["length"] = speech.duration / slow_reading(cfg.smoke.text)
+        else:
+            absent["length"] = f"the speech did not end by itself within {cfg.smoke.max_frames} frames"
+    return missed(device, figures, bounds, absent)

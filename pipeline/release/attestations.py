@@ -1,6 +1,6 @@
 """A bundle's papers: manifest.json, a CycloneDX bill of materials, SLSA provenance, SHA256SUMS.
 
-All are made of the manifest and hold no clock, so the same bundle has the same papers.
+All are derived from the manifest and hold no time stamp, so the same bundle has the same papers.
 """
 
 import json
@@ -12,13 +12,13 @@ import jsonschema
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from pipeline.stage import ROOT, PipelineError, write_json
+from pipeline.stage import ROOT, PipelineError, read_json, write_json
 from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, sha256
 
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
 MATERIALS, PROVENANCE = "bom.cdx.json", "provenance.intoto.json"
 BUILD_TYPE = "urn:qwen3-tts-ov:pipeline:1"
-# The pipeline, on whatever machine it ran: a signature says who vouches for it.
+# The pipeline, whichever machine it ran on; a signature names the signer.
 BUILDER = "urn:qwen3-tts-ov:dvc"
 Json = dict[str, Any]
 
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 def write_papers(folder: Path, manifest: Json) -> None:
     """Writes the papers of the files in a folder. Raises PipelineError for a manifest that the schema refuses."""
     validate(manifest)
-    manifest = json.loads(json.dumps(manifest, sort_keys=True))  # in the order in which anybody else reads it
+    manifest = json.loads(json.dumps(manifest, sort_keys=True))  # in the order in which it is read back
     write_json(folder / MANIFEST, manifest)
     materials = bill_of_materials(manifest)
     validate_materials(materials)
@@ -38,7 +38,7 @@ def write_papers(folder: Path, manifest: Json) -> None:
 def validate(manifest: Json) -> None:
     """Raises PipelineError naming the first key that the published schema refuses."""
     try:
-        jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding="utf-8")))
+        jsonschema.validate(manifest, read_json(SCHEMA))
     except jsonschema.ValidationError as error:
         raise PipelineError(f"manifest.json: {error.json_path}: {error.message}") from error
 
@@ -54,7 +54,7 @@ def bill_of_materials(manifest: Json) -> Json:
             "name": name,
             "version": version,
             "purl": package_url(name, version),
-            "scope": "excluded",  # it made the bundle and is no part of it
+            "scope": "excluded",  # a build tool, not a part of the bundle
         }
         for name, version in versions.items()
         if name != "python"
@@ -118,7 +118,7 @@ def file_component(owner: str, name: str, entry: Json) -> Json:
 
 def metrics(manifest: Json) -> list[Json]:
     """What `compress` measured of every component: of its outputs against PyTorch, and on held-out texts."""
-    found = [item for stages in evidence(manifest) for item in stages["compress"]["components"].items()]
+    found = [item for stages in stage_reports(manifest) for item in stages["compress"]["components"].items()]
     slices = {f"{name}.{port}": scores for name, entry in found for port, scores in entry["closeness"].items()}
     slices |= {f"{name}, held-out texts": entry["quality"] for name, entry in found}
     return [
@@ -128,8 +128,8 @@ def metrics(manifest: Json) -> list[Json]:
     ]
 
 
-def evidence(manifest: Json) -> list[Json]:
-    """The reports of the native stages and, in another layout, of the graphs that it adds."""
+def stage_reports(manifest: Json) -> list[Json]:
+    """The reports of the native stages and, in another layout, those of the graphs that it adds."""
     found, layout = manifest["evidence"], manifest["layout"]
     return [found, found[layout]] if layout in found else [found]
 

@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import DictConfig
 
+from pipeline.judging.gates import Miss, measure
+
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # The Hub wants ISO 639-1; the checkpoints name languages in words.
 LANGUAGES = {
@@ -20,6 +22,9 @@ KINDS = {
     "custom_voice": "voices by name",
     "voice_design": "voices designed in words",
 }
+
+
+HELD_OUT = "held_out_"  # before a measure against the graph before compression; without it, against PyTorch
 
 
 def card(manifest: dict[str, Any], samples: dict[str, str], publish: DictConfig) -> str:
@@ -39,6 +44,7 @@ def card(manifest: dict[str, Any], samples: dict[str, str], publish: DictConfig)
         how=how_to_say(manifest),
         openarc=OPENARC[manifest["kind"]],
         quality=quality_rows(manifest),
+        missed=[Miss(**entry) for entry in manifest["missed"]],
         megabytes=megabytes,
         figure=figure,
         stored=stored,
@@ -86,18 +92,23 @@ def how_to_say(manifest: dict[str, Any]) -> str:
     return options[manifest["kind"]]
 
 
-def quality_rows(manifest: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
-    """For each component and measure the figure of each precision."""
+def quality_rows(manifest: dict[str, Any]) -> list[tuple[str, str, str, list[str]]]:
+    """For each component and measure, whether higher or lower is better, and the figure of each precision."""
     scores = {name: other["quality"] for name, other in manifest["precisions"].items()}
     return [
-        (component, measure, [figure(found.get(component, {}).get(measure)) for found in scores.values()])
+        (
+            component,
+            name,
+            measure(name.removeprefix(HELD_OUT)).better,
+            [figure(found.get(component, {}).get(name)) for found in scores.values()],
+        )
         for component, measures in scores[manifest["precision"]].items()
-        for measure in measures
+        for name in measures
     ]
 
 
 def figure(value: float | None) -> str:
-    """A figure for people: three significant digits, and no fewer than the whole ones."""
+    """A figure for people: three significant digits, or all digits before the point where there are more."""
     if value is None:
         return ""
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0

@@ -1,7 +1,7 @@
-"""A layout: what the graphs of a bundle are and what their files and ports are called. Declared in conf/layout.
+"""A layout: which graphs a bundle holds, and the names of their files and ports. Declared in conf/layout.
 
-The earlier stages know components by their own names. `bundle` takes the graphs that a layout lists, native ones and
-the adaptors made for it, and gives them the layout's names.
+Earlier stages use the components' own names. `bundle` takes the graphs that a layout lists, native ones and adaptors,
+and gives them the layout's names.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import openvino as ov
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.stage import PipelineError, paths, read_report
+from pipeline.stage import PipelineError
 
 NATIVE = "native"
 
@@ -25,38 +26,40 @@ NATIVE = "native"
 class Graph:
     """A component's place in a layout.
 
-    `policy` is the component whose entries in conf apply to it, `source` its compressed graph (.xml), `file` its path
-    in the bundle without an ending; `ports` maps its names of ports to the layout's where they differ.
+    `policy` is the component whose entries in conf apply to it, `weights` how they are stored, `source` its compressed
+    graph (.xml), `file` its path in the bundle without an ending; `ports` maps the component's names of ports to those
+    of the layout where they differ.
     """
 
     component: str
     policy: str
+    weights: dict[str, Any]
     source: Path
     file: str
     ports: dict[str, str]
 
 
-def graphs(cfg: DictConfig) -> list[Graph]:
-    """The graphs that the layout lists and `compress` made, in the layout's order; a kind carries not all of them.
+def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> list[Graph]:
+    """The graphs that a layout lists and `compress` made, in the layout's order; not every kind has all of them.
 
-    Raises PipelineError where `compress` has not run, for the native layout or this one.
+    `compressed` has the report of each folder that `compress` wrote for the layout.
     """
-    made: dict[str, tuple[str, Path]] = {}
-    for compressed in dict.fromkeys((paths(cfg, NATIVE).compressed, paths(cfg).compressed)):
-        for name, entry in read_report(compressed)["components"].items():
-            made[name] = entry["policy"], compressed / f"{name}.xml"
-    listed: Any = OmegaConf.to_container(cfg.layout.graphs, resolve=True)
-    return [
-        Graph(name, *made[name], file=entry["file"], ports=entry.get("ports", {}))
-        for name, entry in listed.items()
-        if name in made
-    ]
+    made = {
+        name: (folder, entry) for folder, found in compressed.items() for name, entry in found["components"].items()
+    }
+    listed: Any = OmegaConf.to_container(layout.graphs, resolve=True)
+    found = []
+    for name in filter(made.__contains__, listed):
+        folder, entry = made[name]
+        file, ports = listed[name]["file"], listed[name].get("ports", {})
+        found.append(Graph(name, entry["policy"], entry["weights"], folder / f"{name}.xml", file, ports))
+    return found
 
 
 def place(graph: Graph, layout: str, bundle: Path) -> None:
-    """Put a graph into a bundle under the layout's names.
+    """Puts a graph into a bundle under the layout's names.
 
-    A stage replaces its files and never writes into them, so what stays the same is linked. Raises PipelineError where
+    Stages replace files and never write into them, so unchanged files are linked. Raises PipelineError where
     OpenVINO cannot read the graph, or where it lacks a port that the layout renames.
     """
     target = bundle / f"{graph.file}.xml"
@@ -76,7 +79,7 @@ def place(graph: Graph, layout: str, bundle: Path) -> None:
 
 
 def rename(model: ov.Model, graph: Graph) -> None:
-    """Give the ports of a graph the layout's names. Raises PipelineError for a port that it does not have."""
+    """Gives the ports of a graph the layout's names. Raises PipelineError for a port that it does not have."""
     ports = {port.any_name: port for port in [*model.inputs, *model.outputs]}
     for ours, theirs in graph.ports.items():
         if ours not in ports:
@@ -93,7 +96,7 @@ def read(xml: Path) -> ov.Model:
 
 
 def link(source: Path, target: Path) -> None:
-    """Link a file, or copy it where that fails."""
+    """Links a file, or copies it where that fails."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

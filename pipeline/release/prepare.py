@@ -1,21 +1,21 @@
 """A release: a bundle with its papers as they are published, ready in a folder.
 
-Beside the bundle's own files it holds what was heard of it (samples and the figures of smoke), how it compares with
-the other precisions, the model card, the licence, and a signature where one is asked for. None of that changes the
-bundle id.
+Beside the bundle's own files it holds samples of its speech and the figures of smoke, a comparison with the other
+precisions, the bounds on quality that it misses, the model card, the licence, and a signature where one is asked for.
+None of that changes the bundle id.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
+from pipeline.judging.gates import Miss, missed, worst
 from pipeline.release import card
-from pipeline.release.attestations import evidence, write_papers
+from pipeline.release.attestations import Json, stage_reports, write_papers
+from pipeline.release.card import HELD_OUT
 from pipeline.release.layout import NATIVE, link
-from pipeline.stage import ROOT, Paths, PipelineError, one_line, output, paths, read_report
+from pipeline.stage import ROOT, Paths, PipelineError, one_line, output, paths, read_json, read_report
 from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
 
 SIGNATURE = "model.sig"
@@ -24,38 +24,21 @@ STAGES = ("build", "export", "compress")  # whose reports say of which graphs a 
 SPEED = ("real_time_factor", "first_audio_seconds")
 
 
-def releasable(cfg: DictConfig) -> Bundle:
-    """The bundle, every file checked against the manifest.
+def prepare(cfg: DictConfig) -> Bundle:
+    """Writes artifacts/<variant>/<precision>/release and returns it.
 
-    Raises BundleError or PipelineError for one that was changed, was not heard by smoke, came from uncommitted code or
-    is under no known licence. In another runtime's layout it is heard through its native sibling, of the same graphs.
+    Raises BundleError or PipelineError for a bundle that must not be released. Another runtime's layout is released
+    with what smoke and score heard of its native sibling, which is made of the same graphs.
     """
-    bundle, native = verified(paths(cfg).bundle), paths(cfg, NATIVE)
-    manifest, git = bundle.manifest, bundle.manifest["provenance"]["git"]
-    if git["commit"] is None or git["dirty"]:
-        raise PipelineError(
-            f"{bundle.folder}: made from uncommitted code; commit it and run `dvc repro -f` on the stage"
-        )
-    if manifest["source"]["licence"] is None:
-        raise PipelineError(f"{bundle.folder}: under which licence? Set licence in conf/variant and run `dvc repro`")
-    sibling = read_manifest(native.bundle)
-    made_of = [(found["source"], *(found["evidence"][stage] for stage in STAGES)) for found in (manifest, sibling)]
-    if made_of[0] != made_of[1]:
-        raise PipelineError(f"{bundle.folder}: made of other graphs than {native.bundle}; run `dvc repro`")
-    smoke = read_report(native.smoke)
-    if smoke.get("bundle_id") != sibling["bundle_id"]:
-        raise PipelineError(f"{native.bundle}: smoke has heard another bundle, not this one; run `dvc repro`")
-    if not any(heard["status"] == "passed" for heard in smoke["devices"].values()):
-        raise PipelineError(f"{native.bundle}: smoke has heard it on no device; run `dvc repro` where one is")
-    return bundle
-
-
-def prepare(cfg: DictConfig, bundle: Bundle) -> Bundle:
-    """Writes artifacts/<variant>/<precision>/release from a bundle that `releasable` let pass, and returns it."""
     where, native = paths(cfg), paths(cfg, NATIVE)
-    smoke = read_report(native.smoke)
-    manifest = bundle.manifest | {"smoke": figures(smoke), "precisions": precisions(cfg, bundle)}
-    manifest |= scores(native)
+    bundle, sibling, smoke = verified(where.bundle), read_json(native.bundle / MANIFEST), read_report(native.smoke)
+    check_origin(bundle)
+    check_heard(bundle, sibling, smoke, native.bundle)
+    score, unscored = scores(cfg, native, sibling)
+    manifest = bundle.manifest | score | {"smoke": figures(smoke), "precisions": precisions(cfg, where, bundle)}
+    heard = [*smoke["devices"].values(), score.get("score", {})]
+    manifest["missed"] = [miss for found in (manifest, *heard) for miss in found.get("missed", [])] + unscored
+    check_missed(bundle.folder, manifest["missed"], cfg.publish)
     with output(where.release) as folder:
         for name in bundle.manifest["files"]:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -71,18 +54,42 @@ def prepare(cfg: DictConfig, bundle: Bundle) -> Bundle:
     return verified(where.release)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle that the pipeline made. Raises PipelineError."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        raise PipelineError(f"{folder} is missing or damaged; run `dvc repro`") from None
-    return manifest
+def check_origin(bundle: Bundle) -> None:
+    """Raises PipelineError for a bundle of uncommitted code, or under no known licence."""
+    git = bundle.manifest["provenance"]["git"]
+    if git["commit"] is None or git["dirty"]:
+        raise PipelineError(
+            f"{bundle.folder}: made from uncommitted code; commit it and run `dvc repro -f` on the stage"
+        )
+    if bundle.manifest["source"]["licence"] is None:
+        raise PipelineError(f"{bundle.folder}: under which licence? Set licence in conf/variant and run `dvc repro`")
 
 
-def figures(smoke: dict[str, Any]) -> dict[str, Any]:
-    """What smoke says of each device, without its files and its long lists."""
-    kept: dict[str, dict[str, Any]] = {}
+def check_heard(bundle: Bundle, sibling: Json, smoke: Json, native: Path) -> None:
+    """Raises PipelineError unless smoke heard the native bundle, and this one is made of the same graphs."""
+    manifests = (bundle.manifest, sibling)
+    made_of = [(found["source"], *(found["evidence"][stage] for stage in STAGES)) for found in manifests]
+    if made_of[0] != made_of[1]:
+        raise PipelineError(f"{bundle.folder}: made of other graphs than {native}; run `dvc repro`")
+    if smoke.get("bundle_id") != sibling["bundle_id"]:
+        raise PipelineError(f"{native}: smoke has heard another bundle, not this one; run `dvc repro`")
+    if not any(heard["status"] == "passed" for heard in smoke["devices"].values()):
+        raise PipelineError(f"{native}: smoke has heard it on no device; run `dvc repro` where one is")
+
+
+def check_missed(folder: Path, missed: list[Json], publish: DictConfig) -> None:
+    """Raises PipelineError for missed bounds on quality, unless conf/publish allows them."""
+    if missed and not publish.allow_missed:
+        raise PipelineError(
+            f"{folder}: misses {len(missed)} bounds on quality ({'; '.join(str(Miss(**entry)) for entry in missed)}); "
+            "store it in more bits (conf/precision), or set publish.allow_missed=true to release it with a card that "
+            "lists them"
+        )
+
+
+def figures(smoke: Json) -> Json:
+    """The figures of smoke for each device, without files and long lists."""
+    kept: dict[str, Json] = {}
     for device, heard in smoke["devices"].items():
         measured = {key: value for key, value in heard.get("measured", {}).items() if not isinstance(value, list)}
         kept[device] = {key: value for key, value in heard.items() if isinstance(value, str | int | float)}
@@ -91,26 +98,27 @@ def figures(smoke: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def scores(native: Paths) -> dict[str, Any]:
-    """What the scorers said of the bundle that smoke heard; nothing where the optional stage has not run on it."""
-    if not (native.score / "report.json").is_file():
-        return {}
-    found = read_report(native.score)
-    if found["bundle_id"] != read_manifest(native.bundle)["bundle_id"]:
-        return {}
-    kept = ("status", "reason", "device", "figures", "not_run", "gates", "versions")
-    return {"score": {key: found[key] for key in kept if key in found}}
+def scores(cfg: DictConfig, native: Paths, sibling: Json) -> tuple[Json, list[Json]]:
+    """What score said of the bundle that smoke heard, for the manifest, and the bounds missed if it has not run."""
+    found = read_report(native.score) if (native.score / "report.json").is_file() else {}
+    if found.get("bundle_id") == sibling["bundle_id"]:
+        kept = ("status", "reason", "device", "figures", "not_run", "bounds", "missed", "versions")
+        return {"score": {key: found[key] for key in kept if key in found}}, []
+    bounds = {} if sibling["source"]["repo"] == "synthetic" else cfg.score.bounds
+    absent = dict.fromkeys(bounds, "score has not run on this bundle")
+    return {}, [miss.entry() for miss in missed("speech", {}, bounds, absent)]
 
 
-def precisions(cfg: DictConfig, bundle: Bundle) -> dict[str, Any]:
+def precisions(cfg: DictConfig, where: Paths, bundle: Bundle) -> Json:
     """Size, closeness and speed of every precision of the variant that was built of the same checkpoint and heard."""
     found = {}
-    own = paths(cfg).bundle.relative_to(paths(cfg, NATIVE).bundle.parent)
-    for cell in sorted((Path(cfg.artifacts) / cfg.variant.name).iterdir()):
+    variant = Path(cfg.artifacts, cfg.variant.name)
+    own = where.bundle.relative_to(variant / cfg.precision.name)
+    for cell in sorted(variant.iterdir()):
         needed = (cell / own / MANIFEST, cell / "bundle" / MANIFEST, cell / "smoke" / "report.json")
         if not all(path.is_file() for path in needed):
             continue
-        manifest, native, smoke = read_manifest(cell / own), read_manifest(cell / "bundle"), read_report(cell / "smoke")
+        manifest, native, smoke = map(read_json, needed)
         if manifest["source"] == bundle.manifest["source"] and smoke["bundle_id"] == native["bundle_id"]:
             found[manifest["precision"]] = {
                 "bundle_id": manifest["bundle_id"],
@@ -125,21 +133,17 @@ def precisions(cfg: DictConfig, bundle: Bundle) -> dict[str, Any]:
     return found
 
 
-def quality(manifest: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """For each component the least that its outputs reached in every measure, and the figures on held-out texts."""
-    found: dict[str, dict[str, float]] = {}
-    for stages in evidence(manifest):
-        for name, entry in stages["compress"]["components"].items():
-            scores = found.setdefault(name, {})
-            for port in entry["closeness"].values():
-                for measure, value in port.items():
-                    scores[measure] = min(value, scores.get(measure, value))
-            scores |= {f"held_out_{measure}": value for measure, value in entry["quality"].items()}
-    return found
+def quality(manifest: Json) -> dict[str, dict[str, float]]:
+    """By component, the worst that its outputs reached against PyTorch, and the figures on held-out texts."""
+    return {
+        name: worst(entry["closeness"]) | {f"{HELD_OUT}{measure}": value for measure, value in entry["quality"].items()}
+        for stages in stage_reports(manifest)
+        for name, entry in stages["compress"]["components"].items()
+    }
 
 
-def add_samples(smoke: dict[str, Any], source: Path, folder: Path) -> dict[str, str]:
-    """Copies what each device spoke to samples/; returns device and path."""
+def add_samples(smoke: Json, source: Path, folder: Path) -> dict[str, str]:
+    """Copies each device's speech to samples/; returns the path by device."""
     samples = {}
     for device, heard in smoke["devices"].items():
         if heard["status"] == "passed":
@@ -150,7 +154,7 @@ def add_samples(smoke: dict[str, Any], source: Path, folder: Path) -> dict[str, 
 
 
 def sign(folder: Path, by: str) -> None:
-    """Signs every file of a folder with a private key (path of a PEM file), or `sigstore`: by a CI job's identity.
+    """Signs every file of a folder with a private key (path of a PEM file), or with a CI job's identity (`sigstore`).
 
     Raises PipelineError.
     """

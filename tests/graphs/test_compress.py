@@ -1,7 +1,8 @@
-"""Compression changes how weights are stored and nothing else, by a policy that a gate watches over."""
+"""Compression changes how weights are stored and nothing else, by a policy whose cost is held to bounds."""
 
 import filecmp
 import json
+import re
 from pathlib import Path
 
 import openvino as ov
@@ -78,9 +79,11 @@ def test_the_report_says_what_was_stored_how_and_how_close_it_came(artifact, pre
         assert said["bytes"] == (folder / f"{name}.bin").stat().st_size
         eight_bit = precision == "int8" and name in EIGHT_BIT
         assert said["weights"] == {"mode": "int8_sym" if eight_bit else "f16"}
-        assert said["closeness"], "measured, whether or not a gate judges it"
+        assert said["closeness"], "measured, whether or not there is a bound"
+        assert said["parity"] == ({} if eight_bit or name == "code_predictor" else {"snr_db": 45})
         for scores in said["closeness"].values():
-            assert all(score >= said["gate"].get(measure, -100) for measure, score in scores.items()), name
+            bounds = said["parity"] | said["bounds"]
+            assert all(score >= bounds.get(measure, -100) for measure, score in scores.items()), name
 
 
 @pytest.mark.parametrize(("name", "mode"), [("talker", "int8_sym"), ("speaker_encoder", "f16")])
@@ -113,18 +116,32 @@ def assert_untouched(folder: Path) -> None:
     assert {path.name: path.read_text() for path in (folder / "int8" / "ir").iterdir()} == {"talker.xml": "earlier"}
 
 
-def test_a_missed_gate_is_one_line_and_leaves_the_earlier_output(cell):
-    four_bits = "{mode: int4_sym, group_size: 32, all_layers: true}"
-    done = run_stage("compress", *overrides(cell, f"++precision.weights.text_embedding={four_bits}"))
+def test_lost_parity_is_one_line_and_leaves_the_earlier_output(cell):
+    done = run_stage("compress", *overrides(cell, "parity.f16.default.snr_db=120"))
     assert done.returncode == 1
     error = [line for line in done.stderr.splitlines() if not line.startswith("compress to int8")]
     assert len(error) == 1, done.stderr
-    assert error[0].startswith("error: text_embedding.embeddings: snr_db against PyTorch is 2"), error[0]
-    assert error[0].endswith("but its gate is 35")
+    assert re.fullmatch(r"error: speech_decoder\.waveform: snr_db is \d+(\.\d+)?, bound: at least 120", error[0]), (
+        error[0]
+    )
     assert_untouched(cell)
 
 
-@pytest.mark.parametrize("section", ["weights", "gate"])
+def test_a_missed_bound_on_quality_is_one_line_and_is_reported(cell):
+    four_bits = "{mode: int4_sym, group_size: 32, all_layers: true}"
+    done = run_stage("compress", *overrides(cell, f"++precision.weights.text_embedding={four_bits}"))
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"missed: text_embedding: snr_db is 2\d\.\d+, bound: at least 35\n", done.stdout), done.stdout
+    (miss,) = json.loads((cell / "int8" / "ir" / "report.json").read_text())["missed"]
+    assert miss == {"subject": "text_embedding", "measure": "snr_db", "bound": 35, "value": pytest.approx(25, abs=5)}
+
+
+def test_a_bound_without_a_figure_is_missed(cell):
+    done = run_stage("compress", *overrides(cell, "++precision.bounds.text_embedding.top1=0.9"))
+    assert done.stdout == "missed: text_embedding: top1 is not measured (no figure), bound: at least 0.9\n"
+
+
+@pytest.mark.parametrize("section", ["weights", "bounds"])
 def test_an_unknown_component_in_a_policy_is_refused_with_the_known_ones(cell, section):
     with pytest.raises(PipelineError) as refused:
         run(configuration(overrides(cell, f"+precision.{section}.vocoder={{}}")))

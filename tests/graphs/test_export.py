@@ -230,8 +230,8 @@ def test_weights_that_are_missing_fail_and_leave_the_earlier_export(cell):
     assert_untouched(folder)
 
 
-def test_a_graph_that_misses_its_gate_fails_and_leaves_the_earlier_export(cell):
+def test_a_graph_that_misses_its_bound_fails_and_leaves_the_earlier_export(cell):
     folder = cell("checkpoint", "model")
-    with pytest.raises(PipelineError, match=r"^text_embedding\.embeddings: snr_db .* is 200\.00, but its gate is 201$"):
-        run(configuration(overrides(folder, "parity.snr_db=201")))
+    with pytest.raises(PipelineError, match=r"^text_embedding\.embeddings: snr_db .* is 200, bound: at least 201$"):
+        run(configuration(overrides(folder, "parity.export.snr_db=201")))
     assert_untouched(folder)

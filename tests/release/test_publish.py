@@ -164,6 +164,14 @@ def test_the_front_matter_passes_the_hub_s_validation(released, tmp_path, monkey
         loaded.validate()
 
 
+def test_the_card_says_for_each_measure_which_way_is_better(released):
+    run(released)
+    text = (target(released) / "README.md").read_text()
+    assert re.search(r"^\| talker \| snr_db \| higher \| [\d.]+ \| [\d.]+ \|$", text, re.MULTILINE)
+    assert re.search(r"^\| talker \| held_out_kl \| lower \| ", text, re.MULTILINE)
+    assert "misses bounds" not in text
+
+
 @pytest.mark.parametrize("kind", ["base", "custom_voice", "voice_design"])
 @pytest.mark.parametrize("layout", ["native", "openarc", "genai"])
 def test_the_card_says_how_to_run_it_everywhere(released, kind, layout):
@@ -252,6 +260,55 @@ def test_a_bundle_under_no_known_licence_is_refused(released):
     edit_bundle(released, lambda manifest: manifest["source"].update(licence=None))
     with pytest.raises(PipelineError, match="under which licence"):
         run(released)
+
+
+MISSED = {"subject": "talker", "measure": "top1", "bound": 0.97, "value": 0.91}
+HEARD = {"subject": "CPU", "measure": "code_agreement", "bound": 0.4, "value": 0.35}
+SAID = {"subject": "speech", "measure": "pesq", "bound": 2.5, "reason": "no compiler"}
+
+
+def miss_bounds(where: Paths) -> None:
+    """As compress, smoke and score report it when the precision misses a bound in each."""
+    edit_bundle(where, lambda manifest: manifest.update(missed=[MISSED]))
+    edit_smoke(where, lambda report: report["devices"]["CPU"].update(missed=[HEARD]))
+    where.score.mkdir()
+    found = {"bundle_id": manifest_of(where.bundle)["bundle_id"], "status": "measured", "figures": {}, "missed": [SAID]}
+    write_json(where.score / "report.json", found)
+
+
+def test_a_bundle_that_misses_bounds_on_quality_is_refused_in_one_line_that_names_them(released):
+    miss_bounds(released)
+    done = run_stage("publish", *overrides(released))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr == (
+        f"error: {released.bundle}: misses 3 bounds on quality (talker: top1 is 0.91, bound: at least 0.97; "
+        "CPU: code_agreement is 0.35, bound: at least 0.4; "
+        "speech: pesq is not measured (no compiler), bound: at least 2.5); "
+        "store it in more bits (conf/precision), or set publish.allow_missed=true to release it with a card that "
+        "lists them\n"
+    )
+    assert not target(released).parent.exists()
+
+
+def test_where_conf_allows_missed_bounds_the_manifest_and_the_card_list_them(released):
+    before = manifest_of(released.bundle)["bundle_id"]
+    miss_bounds(released)
+    run(released, "publish.allow_missed=true")
+    manifest, text = manifest_of(target(released)), (target(released) / "README.md").read_text()
+    assert manifest["missed"] == [MISSED, HEARD, SAID]
+    assert manifest["bundle_id"] == before
+    assert "**This bundle misses bounds on quality.**" in text
+    assert "\n- talker: top1 is 0.91, bound: at least 0.97\n" in text
+    assert "\n- speech: pesq is not measured (no compiler), bound: at least 2.5\n" in text
+
+
+def test_a_bound_of_score_stops_real_weights_that_were_not_scored(released):
+    run(released, "+score.bounds.stoi=0.9", "publish.tag=synthetic")
+    for precision in ("int8", "fp16"):
+        where = paths(configuration(overrides(released, f"precision={precision}")))
+        edit_bundle(where, lambda manifest: manifest["source"].update(repo="local"))
+    with pytest.raises(PipelineError, match=r"stoi is not measured \(score has not run on this bundle\)"):
+        run(released, "+score.bounds.stoi=0.9")
 
 
 def test_an_unknown_target_lists_the_known_ones(released):

@@ -115,9 +115,9 @@ def test_the_tables_hold_what_the_stages_measured(page, artifact):
     assert float(quality["talker.logits", "snr_db"][1]) == pytest.approx(
         compressed["closeness"]["logits"]["snr_db"], 1e-3
     )
-    score, _, gate = quality["talker", "top1"][1].partition(" ")
+    score, _, bound = quality["talker", "top1"][1].partition(" ")
     assert float(score) == pytest.approx(compressed["quality"]["top1"], abs=1e-3)
-    assert gate == f"({compressed['gate']['top1']})"
+    assert bound == f"(at least {compressed['bounds']['top1']})"
 
     timings = {row[0]: row[1:] for row in rows(page, "timings")}
     spoken = smoke_report(artifact, *CELLS[0])["devices"]["CPU"]
@@ -130,6 +130,19 @@ def test_a_build_that_has_not_spoken_is_one_line(tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "smoke has heard no cell of params.yaml; run `dvc repro`" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_bound_is_marked_in_its_cell_and_listed(artifact, tmp_path):
+    shutil.copytree(artifact("smoke").parent, tmp_path / "tiny-custom-voice/int8")
+    path = tmp_path / "tiny-custom-voice/int8/ir/report.json"
+    recorded = json.loads(path.read_text())
+    recorded["components"]["talker"]["quality"]["kl"] = 0.5
+    recorded["missed"] = [{"subject": "talker", "measure": "kl", "bound": 0.02, "value": 0.5}]
+    path.write_text(json.dumps(recorded))
+    page = html.render([html.load(str(tmp_path), "tiny-custom-voice", "int8")])
+    assert '<td class="missed">0.5 (at most 0.02)</td>' in page
+    assert "<li>tiny-custom-voice int8: talker: kl is 0.5, bound: at most 0.02</li>" in page
+    assert page.count('class="missed"') == 2
 
 
 def test_what_a_stage_recorded_is_shown_and_never_run(artifact, tmp_path):
