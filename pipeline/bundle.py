@@ -155,6 +155,11 @@ def describe(cfg: DictConfig, held: list[Graph], bundle: Path) -> dict[str, Any]
         "evidence": evidence(where) | ({} if cfg.layout.name == NATIVE else {cfg.layout.name: evidence(paths(cfg))}),
         "provenance": provenance(cfg),
     }
+    if voice := cfg.variant.get("voice"):
+        if voice not in manifest["speakers"]:
+            known = ", ".join(manifest["speakers"]) or "none"
+            raise PipelineError(f"variant.voice: the checkpoint has no voice {voice!r}; it has: {known}")
+        manifest["default_voice"] = voice
     if "caveat" in cfg.layout:
         manifest["caveat"] = cfg.layout.caveat
     return manifest | {"bundle_id": bundle_id(manifest)}

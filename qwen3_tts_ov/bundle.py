@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BundleError
+from .model import Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,13 +55,16 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 # Where a bundle was made and what was measured of it do not change what it is.
 _NOT_HASHED = ("bundle_id", "evidence", "precisions", "provenance", "score", "smoke")
 
+# The element types of compressed weights.
+_INTEGERS = {"i8", "u8", "i4", "u4"}
+
 # Plain names joined by "/": not absolute, no "..", nothing hidden, nothing that a shell or a glob would read.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\S+))?")
 # What may lie beside a bundle's files without being listed: a release's papers. They are never opened.
 _PAPERS = re.compile(
     r"manifest\.json|SHA256SUMS|(README|LICENSE|NOTICE|CHANGELOG)[\w.]*|samples/[\w.-]+\.wav"
-    r"|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
+    r"|dvc\.lock|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
 )
 
 
@@ -144,14 +147,22 @@ class Bundle:
         return _read_json(self.path("config.json"))
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's text tokenizer."""
-        from tokenizers import Tokenizer
-
-        try:
-            return Tokenizer.from_file(str(self.path("tokenizer.json")))
-        except Exception as error:  # the library raises nothing narrower
-            raise BundleError(f"{self.path('tokenizer.json')}: not a tokenizer ({error})") from None
+    def model(self) -> Model:
+        """What the bundle speaks with, for a Synthesizer."""
+        parts = {name: self.manifest["components"][name] for name in self.components}
+        return Model(
+            name=f"{self.manifest['variant']}-{self.manifest['precision']}",
+            graphs={name: self.path(part["xml"]) for name, part in parts.items()},
+            config=self.config,
+            generation=self.manifest["generation"],
+            tokenizer=_read_tokenizer(self.path("tokenizer.json")),
+            sample_rate=self.sample_rate,
+            samples_per_frame=self.samples_per_frame,
+            default_voice=self.default_voice,
+            placement=self.manifest["placement"],
+            integer_weights=frozenset(name for name, part in parts.items() if _INTEGERS & part["precision"].keys()),
+            cache_key=self.manifest["bundle_id"],
+        )
 
     @property
     def kind(self) -> str:
@@ -180,6 +191,12 @@ class Bundle:
     def speakers(self) -> list[str]:
         """Voices by name; empty unless the kind is `custom_voice`."""
         return self.manifest["speakers"]
+
+    @property
+    def default_voice(self) -> str | None:
+        """Speaks when no voice is named: the manifest's choice, or the checkpoint's first; None unless `custom_voice`."""
+        speakers = self.config["talker_config"].get("spk_id") or {}
+        return self.manifest.get("default_voice") or next(iter(speakers), None)
 
     @property
     def languages(self) -> list[str]:
@@ -213,9 +230,12 @@ def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{folder}: it has no {MANIFEST}, so it is not a bundle of this package")
     manifest = _read_json(path)
-    faults = chain(_manifest_faults(manifest), _native_faults(manifest) if speaks else ())
-    if fault := next(iter(faults), None):
-        raise BundleError(f"{path}: {fault}")
+    try:
+        _check_manifest(manifest)
+        if speaks:
+            _check_native(manifest)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
     needed, present = manifest["minimum_openvino"], version("openvino")
     if _release(present) < _release(needed):
         raise BundleError(f"{folder}: the bundle needs OpenVINO {needed} or later, this is {present}; upgrade openvino")
@@ -234,46 +254,50 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _manifest_faults(manifest: Any) -> Iterator[str]:
-    """What is wrong with a manifest; later checks rely on earlier ones, so only the first fault means anything."""
+def _check_manifest(manifest: Any) -> None:
+    """Raises BundleError for the first fault of a manifest's shape, id or paths."""
     if not isinstance(manifest, dict) or "format" not in manifest:
-        yield "it is not a bundle's manifest (no format number)"
+        raise BundleError("it is not a bundle's manifest (no format number)")
     if manifest["format"] != FORMAT:
-        yield f"format {manifest['format']} is not one that this version reads ({FORMAT}); upgrade qwen3-tts-ov"
+        raise BundleError(
+            f"format {manifest['format']} is not one that this version reads ({FORMAT}); upgrade qwen3-tts-ov"
+        )
     for key, kind in _FIELDS.items():
         if not isinstance(manifest.get(key), kind):
-            yield f"{key} is missing or of the wrong type"
+            raise BundleError(f"{key} is missing or of the wrong type")
     if manifest["kind"] not in COMPONENTS:
-        yield f"kind {manifest['kind']!r} is not one of {', '.join(COMPONENTS)}"
+        raise BundleError(f"kind {manifest['kind']!r} is not one of {', '.join(COMPONENTS)}")
     if min(manifest["sample_rate"], manifest["samples_per_frame"]) < 1:
-        yield "sample_rate and samples_per_frame must be positive"
+        raise BundleError("sample_rate and samples_per_frame must be positive")
+    if manifest.get("default_voice", None) not in (None, *manifest["speakers"]):
+        raise BundleError(f"default_voice {manifest['default_voice']!r} is not one of the speakers")
     if not re.fullmatch(r"\d+(\.\d+)*", manifest["minimum_openvino"]):
-        yield f"minimum_openvino {manifest['minimum_openvino']!r} is not a version"
+        raise BundleError(f"minimum_openvino {manifest['minimum_openvino']!r} is not a version")
     for name, entry in manifest["files"].items():
         if not _SAFE_PATH.fullmatch(name):
-            yield f"path {name!r} is not a plain relative path"
+            raise BundleError(f"path {name!r} is not a plain relative path")
         if not (
             isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
         ):
-            yield f"file {name} has no size and sha256"
+            raise BundleError(f"file {name} has no size and sha256")
     if manifest["bundle_id"] != bundle_id(manifest):
-        yield "bundle_id does not fit the content; the manifest was edited"
+        raise BundleError("bundle_id does not match the content; the manifest was edited")
 
 
-def _native_faults(manifest: dict[str, Any]) -> Iterator[str]:
-    """What a sound manifest lacks for this runtime to speak."""
+def _check_native(manifest: dict[str, Any]) -> None:
+    """Raises BundleError when this runtime cannot speak from a bundle whose manifest is sound."""
     if manifest["layout"] != LAYOUT:
-        yield f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}"
+        raise BundleError(f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}")
     for name in COMPONENTS[manifest["kind"]]:
         entry = manifest["components"].get(name)
         if not isinstance(entry, dict):
-            yield f"component {name} is missing"
+            raise BundleError(f"component {name} is missing")
         for part in ("xml", "bin"):
             if entry.get(part) not in manifest["files"]:
-                yield f"component {name}: its {part} {entry.get(part)!r} is not among the files"
+                raise BundleError(f"component {name}: its {part} {entry.get(part)!r} is not among the files")
     for name in CONFIGURATION:
         if name not in manifest["files"]:
-            yield f"{name} is not among the files"
+            raise BundleError(f"{name} is not among the files")
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
@@ -325,6 +349,15 @@ def _walk(folder: Path) -> Iterator[str]:
         for name in files:
             if not name.startswith("."):
                 yield Path(directory, name).relative_to(folder).as_posix()
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise BundleError(f"{path}: not a tokenizer ({error})") from None
 
 
 def _read_json(path: Path) -> Any:

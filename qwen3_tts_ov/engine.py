@@ -1,24 +1,25 @@
-"""The compiled graphs of a bundle, and sessions: the infer requests and decoder state of one utterance at a time."""
+"""A model's compiled graphs, and sessions: the infer requests and decoder state of one utterance at a time."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from . import memory
-from .bundle import Bundle
 from .errors import DeviceError, RequestError
+from .model import Model
 from .prompt import REFERENCE, SPEAKER, Prompt
 from .voice import VoicePrompt
 
@@ -33,17 +34,12 @@ _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]
+MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Path]], Session]"
 
 
 def user_cache() -> Path:
     """Where this system keeps what can be computed again."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library/Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "qwen3-tts-ov"
+    return platformdirs.user_cache_path("qwen3-tts-ov", appauthor=False)
 
 
 def devices() -> dict[str, str]:
@@ -58,46 +54,54 @@ class Engine:
     """Compiles each graph for its device and hands out sessions. Safe to share between threads.
 
     `device` is one for all components or a mapping by component; `properties` maps a component to compile properties,
-    over the bundle's own recommendation for that device. The key `default` stands for every other component.
-    Encoders are compiled when first used: only cloning needs them.
+    which take precedence over the model's own recommendation for that device. The key `default` stands for all
+    components not named. Encoders are compiled when first used: only cloning needs them.
 
     Raises DeviceError for a device or property that OpenVINO refuses, RequestError for an unknown component.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: Model,
         device: str | Mapping[str, str],
         properties: Mapping[str, Mapping[str, Any]] | None,
         cache_dir: str | os.PathLike[str] | Literal[False] | None,
     ) -> None:
         import openvino as ov
 
-        self.bundle = bundle
+        self.model = model
         self.compile_seconds: dict[str, float] = {}
         self._devices = {DEFAULT: device} if isinstance(device, str) else {DEFAULT: "CPU", **device}
         self._properties = properties or {}
         for name in (*self._devices, *self._properties):
-            if name not in (DEFAULT, *bundle.components):
-                raise RequestError(f"unknown component {name!r}; this bundle has: {', '.join(bundle.components)}")
+            if name not in (DEFAULT, *model.graphs):
+                raise RequestError(f"unknown component {name!r}; this model has: {', '.join(model.graphs)}")
         self._core = ov.Core()
-        self._cache = _cache_properties(cache_dir, bundle)
-        self._mapped = [bundle.path(entry["bin"]).resolve() for entry in bundle.manifest["components"].values()]
-        self._mapped += [Path(folder).resolve() for folder in self._cache.values()]
+        self._cache = _cache_properties(cache_dir, model.cache_key)
+        weights = {name: xml.with_suffix(".bin").resolve() for name, xml in model.graphs.items()}
+        self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
+        self._session: MakeSession = Session
         self._free: list[Session] = []
-        for name in bundle.components:
+        # The largest first: a graph is in memory twice while it is compiled.
+        for name in sorted(weights, key=lambda name: -weights[name].stat().st_size):
             if name not in _ENCODERS:
                 self._compile(name)
 
+    def using(self, session: MakeSession) -> Engine:
+        """The same compiled graphs behind sessions that `session`, such as a subclass of Session, makes."""
+        other = copy.copy(self)
+        other._session, other._free = session, []
+        return other
+
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A session of its own for one request; sessions are used again, so there are as many as ran at once."""
+        """A session for one request. Sessions are reused: there are as many as requests that ran at the same time."""
         with self._lock:
             free = self._free.pop() if self._free else None
-        session = free or Session(
-            {name: self._request(name) for name in self.bundle.components if name not in _ENCODERS}, self._mapped
+        session = free or self._session(
+            {name: self._request(name) for name in self.model.graphs if name not in _ENCODERS}, self._mapped
         )
         try:
             yield session
@@ -143,13 +147,13 @@ class Engine:
         if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in self._core.available_devices):
             known = ", ".join(self._core.available_devices)
             raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
-        recommended = self.bundle.manifest["placement"].get(base, {}).get(name, {})
+        recommended = self.model.placement.get(base, {}).get(name, {})
         chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
         chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
-        xml = self.bundle.path(self.bundle.manifest["components"][name]["xml"])
+        xml = self.model.graphs[name]
         start = time.perf_counter()
         try:
-            with memory.mapping:
+            with memory.mapping_lock:
                 graph = self._for_one(xml) if name == "code_predictor" else xml
                 self._compiled[name] = self._core.compile_model(graph, device, chosen)
         except RuntimeError as error:
@@ -163,8 +167,7 @@ class Engine:
         the memory, half as long again for a step and longer to start. (CACHE_MODE OPTIMIZE_SIZE leaves the weights out,
         but that plugin, of 2026.4, then reads back a talker without outputs.)
         """
-        weights = self.bundle.manifest["components"][name]["precision"]
-        return name not in _TABLES and (name != "talker" or any(kind in weights for kind in ("i8", "u8", "i4", "u4")))
+        return name not in _TABLES and (name != "talker" or name in self.model.integer_weights)
 
     def _for_one(self, xml: Path) -> ov.Model:
         """A graph for a batch of one: every shape is known then, and the CPU plugin takes a fifth less time.
@@ -287,11 +290,11 @@ def _infer(name: str, request: ov.InferRequest, inputs: Mapping[str, NDArray[Any
         raise DeviceError(f"{name} failed: {_reason(error)}") from None
 
 
-def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None, bundle: Bundle) -> dict[str, str]:
-    """The bundle's own model cache. OpenVINO looks at a graph's path and date, not at its weights; the id does."""
-    if cache_dir is False:
+def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None, key: str | None) -> dict[str, str]:
+    """A model's own cache. OpenVINO looks at a graph's path and date, not at its weights; the key tells those apart."""
+    if cache_dir is False or key is None:
         return {}
-    folder = Path(cache_dir or user_cache() / "models") / bundle.manifest["bundle_id"]
+    folder = Path(cache_dir or user_cache() / "models") / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,8 +5,8 @@ that reads slowly, so that it holds no slot; one that goes away ends the generat
 
 | kind of bundle | `voice` | `instructions` |
 |---|---|---|
-| custom_voice | a voice of the bundle | how to speak, optional |
-| voice_design | anything or nothing | the voice in words, required |
+| custom_voice | a voice of the bundle; without it, its default voice | how to speak, optional |
+| voice_design | ignored | the voice in words, required |
 | base | a voice prompt of the server's folder, by file name | refused |
 """
 
@@ -32,8 +32,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import AudioError, DeviceError, RequestError
+from ..request import Fields, Options, Voice, check_request
 from ..speech import SpeechStream
-from ..synthesizer import FIRST_CHUNK, Options, Synthesizer
+from ..synthesizer import FIRST_CHUNK, Synthesizer
 from ..voice import VoicePrompt
 from .encoding import FORMATS, Encoder
 
@@ -41,6 +42,8 @@ from .encoding import FORMATS, Encoder
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 _AHEAD = 256  # chunks made before the client must read, ten minutes of speech; until then it holds no slot
 _ESCAPED = 12  # bytes of JSON that one character takes at most, as "\ud83d\ude00"
+
+_FIELDS = Fields("voice", "instructions")
 
 log = logging.getLogger(__name__)
 
@@ -132,16 +135,15 @@ class _Desk:
         queue: int,
         max_characters: int,
     ) -> None:
-        bundle = synthesizer.bundle
         self._synthesizer, self._voices, self._max_characters = synthesizer, voices, max_characters
         self._slots, self._queue = slots, queue
         self._max_body = _ESCAPED * 2 * max_characters + 4096
-        self._model = f"{bundle.manifest['variant']}-{bundle.manifest['precision']}"
+        self._model = synthesizer.model.name
 
     async def speech(self, request: Request) -> ASGIApp:
         try:
             wanted = self._parse(await self._body(request))
-            stream = self._start(wanted)  # checks everything; nothing is computed before the first chunk is taken
+            stream = self._start(wanted)  # checks everything; nothing is computed before the first chunk is read
         except RequestError as error:
             return _error(400, str(error))
         except ClientDisconnect:
@@ -149,7 +151,7 @@ class _Desk:
         return _Speaking(stream, wanted.response_format, self._slots, self._queue)
 
     async def list_voices(self, _: Request) -> Response:
-        return JSONResponse({"voices": self._synthesizer.bundle.speakers or sorted(self._voices)})
+        return JSONResponse({"voices": self._synthesizer.model.speakers or sorted(self._voices)})
 
     async def list_models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._describe()]})
@@ -194,23 +196,29 @@ class _Desk:
         return wanted
 
     def _start(self, wanted: SpeechRequest) -> SpeechStream:
-        """The stream of the mode that the bundle serves. Raises RequestError."""
-        loaded, common = self._synthesizer, (wanted.language,)
-        streaming: dict[str, Any] = {"first_chunk": wanted.first_chunk, **wanted.options()}
-        if loaded.bundle.kind == "voice_design":
-            if not wanted.instructions:
-                raise RequestError("this bundle designs a voice; describe it in instructions")
-            return loaded.stream_voice_design(wanted.input, wanted.instructions, *common, **streaming)
-        known = loaded.bundle.speakers or sorted(self._voices)
-        if wanted.voice is None:
-            raise RequestError(f"choose a voice: {', '.join(known) or 'this server has none; start it with --voices'}")
-        if loaded.bundle.kind == "custom_voice":
-            return loaded.stream_custom_voice(wanted.input, wanted.voice, *common, wanted.instructions, **streaming)
-        if wanted.instructions:
-            raise RequestError("instructions do not go with a cloned voice; leave them out")
-        if wanted.voice not in self._voices:
-            raise RequestError(f"unknown voice {wanted.voice!r}; this server has: {', '.join(known) or 'none'}")
-        return loaded.stream_clone(wanted.input, self._voices[wanted.voice], *common, **streaming)
+        """Raises RequestError for what the bundle cannot serve."""
+        model, voice = self._synthesizer.model, self._voice(wanted.voice)
+        check_request(model, wanted.input, voice, wanted.instructions, wanted.language, None, _FIELDS)
+        return self._synthesizer.stream(
+            wanted.input,
+            voice,
+            wanted.instructions,
+            wanted.language,
+            first_chunk=wanted.first_chunk,
+            **wanted.options(),
+        )
+
+    def _voice(self, name: str | None) -> Voice | None:
+        """The voice of a request: what a client names is never taken for a path."""
+        kind = self._synthesizer.model.kind
+        if kind == "voice_design":  # OpenAI's clients always name one
+            return None
+        if kind != "base":
+            return name
+        if name not in self._voices:
+            known = ", ".join(sorted(self._voices)) or "none; start it with --voices"
+            raise RequestError(f"unknown voice {name!r}; this server has: {known}")
+        return self._voices[name]
 
 
 class _Speaking:
