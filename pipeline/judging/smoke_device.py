@@ -1,12 +1,9 @@
-"""What smoke does with one device, in a process of its own: speaks from the bundle and judges what it hears."""
+"""One device's part of smoke, in a process of its own: speaks from the bundle and judges what is heard."""
 
 import hashlib
-import resource
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +16,8 @@ from omegaconf import DictConfig
 from pipeline.judging.runtime_agreement import Record, agreement, record
 from pipeline.judging.spectrogram import draw
 from pipeline.stage import ROOT, PipelineError
-from qwen3_tts_ov import Bundle, Outcome, Speech, SpeechStream, Synthesizer
+from qwen3_tts_ov import Bundle, Model, Outcome, Speech, SpeechStream, Synthesizer, memory
 from qwen3_tts_ov.text import seconds as slow_reading
-
-Requests = tuple[Callable[..., Speech], Callable[..., SpeechStream]]
 
 
 class GateError(PipelineError):
@@ -32,15 +27,16 @@ class GateError(PipelineError):
 def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke: Path) -> dict[str, Any]:
     """Speaks twice whole and once streamed with one seed; writes WAV and spectrogram, returns what was measured.
 
-    `reference` is what the CPU says from uncompressed weights. Raises GateError where something is not what it must
-    be, DeviceError where the device fails.
+    `reference` is what the CPU says with uncompressed weights. Raises GateError when a gate is missed, DeviceError when
+    the device fails.
     """
     with tempfile.TemporaryDirectory(dir=smoke) as cache:
-        cold = start(bundle, device, cfg, cache)[0].engine.compile_seconds
-        synthesizer, whole, stream = start(bundle, device, cfg, cache)
+        cold = start(bundle.model, device, cfg, cache)[0].engine.compile_seconds
+        synthesizer, request = start(bundle.model, device, cfg, cache)
         cached = synthesizer.engine.compile_seconds
-        speech, again = whole(), whole()
-        waveform, outcome, chunks = listen(stream())
+        speech, again = synthesizer.speak(**request), synthesizer.speak(**request)
+        waveform, outcome, chunks = listen(synthesizer.stream(**request))
+        peak = memory.peak()  # before the codes are judged, with infer requests of their own
 
     if not (np.isfinite(speech.waveform).all() and np.isfinite(waveform).all()):
         raise GateError("samples that are not finite")  # 16 bits would hide them
@@ -57,7 +53,7 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
         "codes_sha256": hashlib.sha256(speech.codes.astype("<i8").tobytes()).hexdigest(),
         "distinct_codes": len(np.unique(speech.codes)),
         "stream_difference": judge_runs(speech, again, outcome, waveform, cfg),
-        **judge_codes(agreement(synthesizer, whole, reference), cfg),
+        **judge_codes(agreement(synthesizer, reference, **request), cfg),
         **heard,
         "measured": {
             "compile_cold_seconds": cold,
@@ -65,25 +61,31 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
             "first_audio_seconds": outcome.timings.first_audio,
             "real_time_factor": again.real_time_factor,
             "seconds_by_component": dict(again.timings.seconds),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak,
             "chunks": chunks,
         },
     }
 
 
-def start(bundle: Bundle, device: str, cfg: DictConfig, cache: str | Literal[False]) -> tuple[Synthesizer, *Requests]:
-    """A synthesizer and its requests, a clone's encoders compiled and used as well."""
-    synthesizer = Synthesizer(bundle, device, cache_dir=cache)
-    return synthesizer, *requests(synthesizer, cfg)
+def start(
+    model: Model, device: str, cfg: DictConfig, cache: str | Literal[False]
+) -> tuple[Synthesizer, dict[str, Any]]:
+    """A synthesizer and the arguments of what it is to speak; to clone, the encoders are compiled and used as well."""
+    synthesizer, said = Synthesizer(model, device, cache_dir=cache), cfg.smoke
+    request = {"text": said.text, "seed": cfg.seed, "max_frames": said.max_frames}
+    if model.kind == "voice_design":
+        request["instruct"] = said.instruct
+    elif model.kind == "base":
+        request["voice"] = synthesizer.voice_prompt(ROOT / said.reference, said.reference_text)
+    return synthesizer, request
 
 
 def reference_record(bundle: Bundle, ir: Path, cfg: DictConfig) -> Record:
     """What the CPU says with the weights as the checkpoint stores them, in 16 bits: the graphs of `export`."""
-    components = bundle.manifest["components"]
-    exported = {name: components[name] | {"xml": str((ir / f"{name}.xml").resolve())} for name in bundle.components}
-    uncompressed = replace(bundle, manifest=bundle.manifest | {"components": components | exported})
-    synthesizer, whole, _ = start(uncompressed, "CPU", cfg, False)
-    return record(synthesizer, whole)
+    graphs = {name: ir / f"{name}.xml" for name in bundle.components}
+    uncompressed = replace(bundle.model, graphs=graphs, integer_weights=frozenset(), cache_key=None)
+    synthesizer, request = start(uncompressed, "CPU", cfg, False)
+    return record(synthesizer, **request)
 
 
 def describe(device: str) -> dict[str, str | None]:
@@ -97,28 +99,6 @@ def describe(device: str) -> dict[str, str | None]:
         "driver": str(core.get_property(name, keys[0])) if keys else None,
         "plugin": next(iter(core.get_versions(name).values())).build_number,
     }
-
-
-def requests(synthesizer: Synthesizer, cfg: DictConfig) -> Requests:
-    """The same request twice, whole and streamed, in the one way that this kind of bundle speaks."""
-    bundle, said = synthesizer.bundle, cfg.smoke
-    common: dict[str, Any] = {"text": said.text, "seed": cfg.seed, "max_frames": said.max_frames}
-    if bundle.kind == "custom_voice":
-        speaker = bundle.speakers[0]
-        return (
-            partial(synthesizer.custom_voice, speaker=speaker, **common),
-            partial(synthesizer.stream_custom_voice, speaker=speaker, **common),
-        )
-    if bundle.kind == "voice_design":
-        return (
-            partial(synthesizer.voice_design, instruct=said.instruct, **common),
-            partial(synthesizer.stream_voice_design, instruct=said.instruct, **common),
-        )
-    voice = synthesizer.voice_prompt(ROOT / said.reference, said.reference_text)
-    return (
-        partial(synthesizer.clone, voice=voice, **common),
-        partial(synthesizer.stream_clone, voice=voice, **common),
-    )
 
 
 def listen(stream: SpeechStream) -> tuple[NDArray[np.float32], Outcome, list[dict[str, float]]]:

@@ -64,7 +64,7 @@ def measure(
         **{name: {"best": min(values), "median": statistics.median(values)} for name, values in figures.items()},
         "weights_mb_a_frame": {name: reader.size / 1e6 for name, reader in readers.items()},
         "threads": {name: reader.threads for name, reader in readers.items()},
-        "peak_memory_mb": None if peak is None else peak / 1e6,
+        "peak_memory_mb": peak / 1e6 or None,
     }
 
 
