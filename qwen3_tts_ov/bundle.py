@@ -1,7 +1,7 @@
-"""A bundle: OpenVINO graphs, tokenizer and configuration under a manifest. Found, fetched and checked here.
+"""A bundle: OpenVINO graphs, tokenizer and configuration, listed in a manifest. This module fetches and checks it.
 
-Nothing in a bundle is trusted before it is checked: the manifest's shape and id, every path in it, every file's size
-and sha256. Only files that the manifest names are ever opened.
+Nothing in a bundle is trusted until it has been checked: the manifest's structure and id, every path in it, every
+file's size and sha256. Only files listed in the manifest are ever opened.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SPEAKING = ("text_embedding", "codec_embedding", "talker", "code_predictor", "s
 _CLONING = ("residual_code_embedding", "speech_encoder", "speaker_encoder")
 COMPONENTS = {"custom_voice": _SPEAKING, "voice_design": _SPEAKING, "base": _SPEAKING + _CLONING}
 
-# What the manifest must hold; the whole schema is manifest.schema.json, which the pipeline validates against.
+# The keys that a manifest must have; the full schema, which the pipeline validates, is manifest.schema.json.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "bundle_id": str,
     "variant": str,
@@ -52,16 +52,16 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "generation": dict,
     "placement": dict,
 }
-# Where a bundle was made and what was measured of it do not change what it is.
+# Provenance and measurements are not part of a bundle's identity.
 _NOT_HASHED = ("bundle_id", "evidence", "precisions", "provenance", "score", "smoke")
 
 # The element types of compressed weights.
 _INTEGERS = {"i8", "u8", "i4", "u4"}
 
-# Plain names joined by "/": not absolute, no "..", nothing hidden, nothing that a shell or a glob would read.
+# Plain names joined by "/": not absolute, no "..", nothing hidden, no character special to a shell or a glob.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\S+))?")
-# What may lie beside a bundle's files without being listed: a release's papers. They are never opened.
+# A release's papers: files that may accompany a bundle without being in its manifest. The runtime never opens them.
 _PAPERS = re.compile(
     r"manifest\.json|SHA256SUMS|(README|LICENSE|NOTICE|CHANGELOG)[\w.]*|samples/[\w.-]+\.wav"
     r"|dvc\.lock|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
@@ -70,7 +70,7 @@ _PAPERS = re.compile(
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle on disk. `Bundle.load` makes one."""
+    """A checked bundle on disk, as `Bundle.load` returns it."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -79,8 +79,8 @@ class Bundle:
     def load(cls, source: str | os.PathLike[str], revision: str | None = None, verify: bool = True) -> Bundle:
         """A bundle from a folder, or from the Hugging Face Hub by id (`owner/name`) and revision.
 
-        `owner/name@revision` says both. A Hub bundle is fetched into the Hub's own cache; an interrupted fetch is taken
-        up again. `verify` hashes every file; without it only presence and size are checked.
+        `owner/name@revision` gives both. A Hub bundle is fetched into the Hub's own cache; an interrupted fetch is
+        resumed. `verify` hashes every file; without it only presence and size are checked.
 
         Raises BundleError.
         """
@@ -97,7 +97,7 @@ class Bundle:
         return bundle
 
     def path(self, name: str) -> Path:
-        """Where a file that the manifest lists lies."""
+        """The path of a file listed in the manifest."""
         return self.folder / name
 
     def check(self, hashes: bool = True) -> None:
@@ -106,10 +106,10 @@ class Bundle:
         faults = [fault for name, entry in files.items() if (fault := self._fault(name, entry["size"]))]
         faults += [f"{name} is not in the manifest" for name in sorted(set(_list(self.folder)) - set(files))]
         if not faults and hashes:
-            with ThreadPoolExecutor() as pool:  # hashing runs outside of the interpreter's lock
+            with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
                 digests = pool.map(lambda name: sha256(self.path(name)), files)
                 faults = [
-                    f"{name} has changed (another sha256)"
+                    f"{name} has changed (its sha256 differs)"
                     for (name, entry), digest in zip(files.items(), digests, strict=True)
                     if digest != entry["sha256"]
                 ]
@@ -117,9 +117,9 @@ class Bundle:
             raise BundleError(f"{self.folder}: {'; '.join(faults)}; fetch or build the bundle again")
 
     def check_papers(self) -> None:
-        """Raises BundleError naming every paper that is not as SHA256SUMS says; passes where there is none.
+        """Raises BundleError naming every paper that does not match SHA256SUMS; passes without that file.
 
-        The manifest's hashes cover what a bundle is. SHA256SUMS covers what else is said of it, and the manifest.
+        The manifest's hashes cover the bundle itself; SHA256SUMS also covers the manifest and a release's papers.
         """
         sums = self.path(CHECKSUMS)
         if not sums.is_file():
@@ -128,13 +128,13 @@ class Bundle:
         listed = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
         files: dict[str, dict[str, Any]] = self.manifest["files"]
         papers = {name for name in _walk(self.folder) if _PAPERS.fullmatch(name)}
-        papers -= {name for name in papers if name == CHECKSUMS or name.endswith(".sig")}  # a signature comes last
+        papers -= {name for name in papers if name == CHECKSUMS or name.endswith(".sig")}  # signatures are added last
         found = {name: entry["sha256"] for name, entry in files.items()}
         found |= {name: sha256(self.path(name)) for name in papers}
         faults = [f"{name} is not in {CHECKSUMS}" for name in sorted(found.keys() - listed.keys())]
-        faults += [f"{name} is missing, but in {CHECKSUMS}" for name in sorted(listed.keys() - found.keys())]
+        faults += [f"{name} is missing, but listed in {CHECKSUMS}" for name in sorted(listed.keys() - found.keys())]
         faults += [
-            f"{name} is not as {CHECKSUMS} says (another sha256)"
+            f"{name} does not match {CHECKSUMS} (its sha256 differs)"
             for name in sorted(found.keys() & listed.keys())
             if found[name] != listed[name]
         ]
@@ -148,7 +148,7 @@ class Bundle:
 
     @cached_property
     def model(self) -> Model:
-        """What the bundle speaks with, for a Synthesizer."""
+        """The part of the bundle that a Synthesizer speaks with."""
         parts = {name: self.manifest["components"][name] for name in self.components}
         return Model(
             name=f"{self.manifest['variant']}-{self.manifest['precision']}",
@@ -176,7 +176,7 @@ class Bundle:
 
     @property
     def sample_rate(self) -> int:
-        """Of the speech, in Hz."""
+        """The sample rate of the speech, in Hz."""
         return self.manifest["sample_rate"]
 
     @property
@@ -194,7 +194,7 @@ class Bundle:
 
     @property
     def default_voice(self) -> str | None:
-        """Of `custom_voice`, the voice that speaks when none is named: the manifest's or the checkpoint's first."""
+        """The voice used when none is named: the manifest's choice, or else the checkpoint's first; None without voices."""
         speakers = self.config["talker_config"].get("spk_id") or {}
         return self.manifest.get("default_voice") or next(iter(speakers), None)
 
@@ -214,7 +214,7 @@ class Bundle:
 
 
 def verified(folder: Path) -> Bundle:
-    """A bundle of any layout with every file checked; that of another runtime speaks only there. Raises BundleError."""
+    """A bundle of any layout, every file checked; this runtime speaks only from the native one. Raises BundleError."""
     bundle = Bundle(folder, read_manifest(folder, speaks=False))
     bundle.check()
     bundle.check_papers()
@@ -222,7 +222,7 @@ def verified(folder: Path) -> Bundle:
 
 
 def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
-    """A folder's manifest, its shape, id and paths checked, and whether this runtime can speak from it.
+    """A folder's manifest, after checking its structure, id and paths, and that this runtime can speak from it.
 
     Raises BundleError.
     """
@@ -243,7 +243,7 @@ def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
 
 
 def bundle_id(manifest: dict[str, Any]) -> str:
-    """sha256 of the manifest's hashed parts, as JSON with sorted keys and no blanks."""
+    """The sha256 of the manifest's hashed parts, as JSON with sorted keys and no whitespace."""
     hashed = {key: value for key, value in manifest.items() if key not in _NOT_HASHED}
     text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -255,7 +255,7 @@ def sha256(path: Path) -> str:
 
 
 def _check_manifest(manifest: Any) -> None:
-    """Raises BundleError for the first fault of a manifest's shape, id or paths."""
+    """Raises BundleError for the first fault in a manifest's structure, id or paths."""
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise BundleError("it is not a bundle's manifest (no format number)")
     if manifest["format"] != FORMAT:
@@ -285,7 +285,7 @@ def _check_manifest(manifest: Any) -> None:
 
 
 def _check_native(manifest: dict[str, Any]) -> None:
-    """Raises BundleError when this runtime cannot speak from a bundle whose manifest is sound."""
+    """Raises BundleError unless this runtime can speak from a bundle with this (checked) manifest."""
     if manifest["layout"] != LAYOUT:
         raise BundleError(f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}")
     for name in COMPONENTS[manifest["kind"]]:
@@ -301,7 +301,7 @@ def _check_native(manifest: dict[str, Any]) -> None:
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
-    """The folder in the Hub's cache that holds a repository's bundle: the manifest first, then the files it names."""
+    """Fetches the manifest, then the files it lists; returns their folder in the Hub's cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -316,7 +316,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError) as error:
         raise BundleError(f"{name}: {_HUB_REASONS.get(type(error).__name__) or _first_line(error)}") from None
     except OSError as error:
-        raise BundleError(f"{name}: the fetch failed: {_first_line(error)}; run it again to go on") from None
+        raise BundleError(f"{name}: the fetch failed: {_first_line(error)}; run it again to resume") from None
 
 
 _HUB_REASONS = {
@@ -329,21 +329,21 @@ _HUB_REASONS = {
 
 
 def _roots(folder: Path) -> Iterable[Path]:
-    """Where the files may really lie: the folder and, for a snapshot in the Hub's cache, its repository's blobs.
+    """Folders that files may resolve to: the bundle's own and, for a snapshot in the Hub's cache, its blobs.
 
-    What came by Xet lies in the blobs that all repositories of the cache share.
+    Files fetched by Xet are in the blobs folder that all repositories of the cache share.
     """
     real = folder.resolve()
     return (real, real.parents[1] / "blobs", real.parents[2] / "blobs") if real.parent.name == "snapshots" else (real,)
 
 
 def _list(folder: Path) -> Iterator[str]:
-    """Relative paths of what must be in the manifest: all but a release's papers."""
+    """Relative paths of the files that must be in the manifest: all except a release's papers."""
     return (name for name in _walk(folder) if not _PAPERS.fullmatch(name))
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Relative paths of what lies in a folder, but hidden names (.git, .cache)."""
+    """Relative paths of all files in a folder, except hidden ones (.git, .cache)."""
     for directory, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
