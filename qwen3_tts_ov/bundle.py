@@ -194,7 +194,7 @@ class Bundle:
 
     @property
     def default_voice(self) -> str | None:
-        """The voice used when none is named: the manifest's choice, or else the checkpoint's first; None without voices."""
+        """The voice used when none is named: the manifest's, or else the checkpoint's first; None without voices."""
         speakers = self.config["talker_config"].get("spk_id") or {}
         return self.manifest.get("default_voice") or next(iter(speakers), None)
 

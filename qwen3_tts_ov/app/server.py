@@ -217,7 +217,8 @@ class _Desk:
             return name
         if name not in self._voices:
             known = ", ".join(sorted(self._voices)) or "none; start it with --voices"
-            raise RequestError(f"unknown voice {name!r}; this server has: {known}")
+            fault = "choose a voice" if name is None else f"unknown voice {name!r}; this server has"
+            raise RequestError(f"{fault}: {known}")
         return self._voices[name]
 
 

@@ -303,7 +303,7 @@ def test_a_base_bundle_clones_the_voices_of_its_folder(serving, synthesizer, tmp
         for spoiled, message in (
             ({"voice": "../anna"}, "unknown voice '../anna'; this server has: anna"),
             ({"voice": None}, "choose a voice: anna"),
-            ({"instructions": "Slowly."}, "instructions do not go with a cloned voice"),
+            ({"instructions": "Slowly."}, "speaks as its recording does; leave instructions out"),
         ):
             refused = client.post(SPEECH, json=request | spoiled)
             assert (refused.status_code, message in refused.json()["error"]["message"]) == (400, True)
@@ -333,8 +333,8 @@ def test_what_the_command_cannot_serve_is_one_line(artifact, tmp_path):
     run = "import sys; from qwen3_tts_ov.app.cli import app; app(sys.argv[1:])"
     without = "import sys; sys.modules['starlette'] = None; " + run
     for script, arguments, message in (
-        (run, [base], "--voices goes with a base bundle, which speaks with nothing else"),
-        (run, [custom, "--voices", tmp_path], "--voices goes with a base bundle"),
+        (run, [base], "a base bundle needs --voices, a folder of saved voices; no other kind takes it"),
+        (run, [custom, "--voices", tmp_path], "no other kind takes it"),
         (run, [base, "--voices", tmp_path], "it has no voice prompt (.safetensors); save one with"),
         (run, [custom, "--slots", 0], "Invalid value for '--slots'"),
         (without, [custom], "starlette is missing; pip install 'qwen3-tts-ov[serve]'"),
