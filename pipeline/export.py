@@ -15,7 +15,7 @@ from pipeline.graphs.adaptors import made
 from pipeline.graphs.convert import export
 from pipeline.judging.closeness import check, compare
 from pipeline.stage import alone, main, output, paths, read_report, report, track
-from qwen3_tts_ov import memory
+from qwen3_tts_ov.memory import peak_bytes
 
 
 def run(cfg: DictConfig) -> None:
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
             measured[name] = alone(export, name, where.checkpoint, ir, labels, cfg.layout)
             components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
             check(name, components[name], cfg.parity)
-        own = memory.peak()  # where the graphs are compared
+        own = peak_bytes()  # where the graphs are compared
         peak = max([own, *(process["peak_bytes"] for process in measured.values())])
         measured["stage"] = {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
         report(ir, {"components": components, "gate": dict(cfg.parity), "measured": measured})

@@ -15,7 +15,7 @@ mapping_lock = threading.Lock()
 """Held while graphs are compiled: a span that was unmapped and mapped again for other data must not be released."""
 
 
-def peak() -> int:
+def peak_bytes() -> int:
     """The most bytes that this process has had resident; 0 on Windows, where Python cannot ask."""
     try:
         import resource

@@ -36,7 +36,7 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
         cached = synthesizer.engine.compile_seconds
         speech, again = synthesizer.speak(**request), synthesizer.speak(**request)
         waveform, outcome, chunks = listen(synthesizer.stream(**request))
-        peak = memory.peak()  # before the codes are judged, with infer requests of their own
+        peak = memory.peak_bytes()  # before the codes are judged, with infer requests of their own
 
     if not (np.isfinite(speech.waveform).all() and np.isfinite(waveform).all()):
         raise GateError("samples that are not finite")  # 16 bits would hide them

@@ -48,7 +48,7 @@ def measure(
         cold = _compile_seconds(Synthesizer(bundle, device, properties, cache))
         synthesizer = Synthesizer(bundle, device, properties, cache)
         _speak(synthesizer, text, 0, frames)
-        peak = memory.peak()  # before the readers take memory of their own
+        peak = memory.peak_bytes()  # before the readers take memory of their own
         readers = {name: component_reader(synthesizer, name) for name in READ}
         figures: dict[str, list[float]] = {}
         for seed in range(1, rounds + 1):
