@@ -67,21 +67,17 @@ def check_request(
     """
     check_text(model, spoken, "the text")
     prompt.language_id(model.config["talker_config"], language)
+    if reference_text is not None and model.kind != "base":
+        raise RequestError(f"{fields.reference_text} belongs to a recording, and only a base bundle clones one")
     if model.kind == "base":
         _check_clone(voice, instruct, reference_text, fields)
-    elif reference_text is not None:
-        raise RequestError(f"{fields.reference_text} belongs to a recording, and only a base bundle clones one")
-    elif model.kind == "custom_voice":
+    elif model.kind == "voice_design":
+        _check_design(voice, instruct, fields)
+    else:
         _check_speaker(model, voice, instruct, fields)
-    elif voice is not None:
-        raise RequestError(
-            f"a voice_design bundle has no voices; leave {fields.voice} out, describe a voice with {fields.instruct}"
-        )
-    elif not instruct:
-        raise RequestError(f"a voice_design bundle needs a voice in words; describe it with {fields.instruct}")
     if instruct:
         check_text(
-            model, instruct, "the description of the voice" if model.kind == "voice_design" else "the instruction"
+            model, instruct, f"the {'description of the voice' if model.kind == 'voice_design' else 'instruction'}"
         )
     if reference_text is not None:
         check_text(model, reference_text, "the reference text")
@@ -141,6 +137,15 @@ def _check_speaker(model: Model, voice: Voice | None, instruct: str | None, fiel
         raise RequestError(f"unknown voice {voice!r}; this bundle has: {known}{clones}")
     if instruct and model.config.get("tts_model_size") == "0b6":
         raise RequestError(f"0.6B models do not follow an instruction; leave {fields.instruct} out or use a 1.7B one")
+
+
+def _check_design(voice: Voice | None, instruct: str | None, fields: Fields) -> None:
+    if voice is not None:
+        raise RequestError(
+            f"a voice_design bundle has no voices; leave {fields.voice} out and describe one with {fields.instruct}"
+        )
+    if not instruct:
+        raise RequestError(f"a voice_design bundle needs a voice in words; describe it with {fields.instruct}")
 
 
 def _check_clone(voice: Voice | None, instruct: str | None, reference_text: str | None, fields: Fields) -> None:

@@ -193,7 +193,7 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
     "base without voice": (["say", "BASE", "Hi."], "give a recording or a saved voice prompt with --voice"),
     "base with instruction": (["say", "BASE", "Hi.", "--voice", "tone.wav", "--instruct", "x"], "leave --instruct out"),
     "design without words": (["say", "DESIGN", "Hi."], "describe it with --instruct"),
-    "design with voice": (["say", "DESIGN", "Hi.", "--voice", "ryan"], "leave --voice out, describe"),
+    "design with voice": (["say", "DESIGN", "Hi.", "--voice", "ryan"], "leave --voice out and describe"),
     "two reference texts": (
         ["say", "BASE", "Hi.", "--voice", "bad.safetensors", "--ref-text", "x"],
         "already holds its reference text; leave --ref-text out",
