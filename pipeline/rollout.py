@@ -30,7 +30,7 @@ SPLITS = ("calibration", "held_out")
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/rollout: <split>.safetensors with arrays `<text>.<what>` (see `speak`)."""
     where, said = paths(cfg), cfg.rollout
-    # Compiled for itself, as it judges many rows at a time where the runtime's takes one frame.
+    # Compiled separately: it takes a batch of rows, and the runtime's only one frame.
     predictor = teacher_forcing.compiled(where.ir / "code_predictor.xml").create_infer_request()
     likeliest = partial(teacher_forcing.likeliest, predictor)
     model = exported(cfg.variant.name, where.checkpoint, where.ir)
@@ -70,14 +70,14 @@ def exported(name: str, checkpoint: Path, ir: Path) -> Model:
 
 
 def choose_voice(synthesizer: Synthesizer, said: DictConfig) -> dict[str, Any]:
-    """The voice that conf/rollout chooses for this kind of model; of a custom_voice model the first by name."""
+    """The voice for this kind of model, as conf/rollout has it; for custom_voice the first in alphabetical order."""
     model, engine = synthesizer.model, synthesizer.engine
     if model.kind == "custom_voice":
         return {"voice": model.speakers[0]}
     if model.kind == "voice_design":
         return {"instruct": said.instruct}
     recording = audio.load(ROOT / said.reference, model.sample_rate)
-    # Without the silence that voice_prompt() appends: what is calibrated and judged stays speech.
+    # Without the silence that voice_prompt() appends: calibration and judging need speech.
     return {"voice": VoicePrompt(engine.x_vector(recording), engine.encode(recording), said.reference_text)}
 
 

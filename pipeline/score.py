@@ -1,4 +1,4 @@
-"""score: judges the speech of real weights as listeners would: words, voice, quality, and what the codec leaves of it.
+"""score: judges the speech of real weights as listeners would: words, voice, quality, and the loss of the codec.
 
 Random weights say nothing, so a synthetic checkpoint is not scored; nor is a figure whose packages are not installed.
 The report then says `not_run` and why, never that anything passed. A gate of conf/score that a figure misses, or that
@@ -12,7 +12,8 @@ has no figure to judge, fails the stage. The report is small and flat, for a man
      "versions": {"jiwer": …, …},      of the packages that judged
      "heard": [{"wav": …, "language": …, "text": …, "transcript": …}, …]}
 
-Words are errors in words said, for Chinese and Japanese in characters; `judging/scorers.py` defines every figure.
+`word_error_*` is the word error rate (errors / words in the text; Chinese and Japanese count characters), lower is
+better. `judging/scorers.py` defines every figure.
 """
 
 from importlib.metadata import packages_distributions, version
@@ -147,7 +148,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
-    """Every sentence of a language that the bundle speaks, and its recordings through the codec and back."""
+    """Speaks all sentences in the bundle's languages, and passes its recordings through the codec and back."""
     said = cfg.score
     sentences = {
         f"{language}-{number}.wav": (language, text)
@@ -187,7 +188,7 @@ def load(said: DictConfig, rate: int) -> list[tuple[str, Floats, str | None]]:
 def choose_voices(
     synthesizer: Synthesizer, recordings: list[tuple[str, Floats, str | None]], said: DictConfig
 ) -> list[tuple[dict[str, Any], Floats | None]]:
-    """The arguments that choose a voice, with the voice that is to be heard; for clones, one for each recording."""
+    """The arguments that choose a voice, each with the recording whose voice it is, if it is a clone."""
     kind, rate = synthesizer.model.kind, synthesizer.model.sample_rate
     if kind == "base":
         return [

@@ -106,7 +106,7 @@ def clone_icl(
     language: str = "auto",
     text_first: bool = False,
 ) -> Prompt:
-    """A voice given by a speaker vector, a reference recording's frames and what is said in it (in-context learning).
+    """A voice given by a speaker vector, a reference recording's frames and its transcript (in-context learning).
 
     `reference_frames` is the number of 80 ms frames of the reference. Raises RequestError as `custom_voice`
     does, and for an empty reference.

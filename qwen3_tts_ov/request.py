@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
@@ -63,14 +63,14 @@ def check_request(
 ) -> None:
     """Raises RequestError for arguments that this kind of model cannot serve or that do not go together.
 
-    Raises AudioError when the voice names a file that does not exist.
+    Raises AudioError when the voice names a file that does not exist, or a voice prompt that cannot be read.
     """
     check_text(model, spoken, "the text")
     prompt.language_id(model.config["talker_config"], language)
     if reference_text is not None and model.kind != "base":
         raise RequestError(f"{fields.reference_text} belongs to a recording, and only a base bundle clones one")
     if model.kind == "base":
-        _check_clone(voice, instruct, reference_text, fields)
+        _check_clone(model, voice, instruct, reference_text, fields)
     elif model.kind == "voice_design":
         _check_design(voice, instruct, fields)
     else:
@@ -94,21 +94,6 @@ def check_options(options: Options) -> None:
         check_whole("max_frames", max_frames, 1)
 
 
-def check_prompt(model: Model, voice: VoicePrompt) -> None:
-    """Raises RequestError for a voice prompt that another model made."""
-    talker = model.config["talker_config"]
-    width, codebook = talker["hidden_size"], talker["code_predictor_config"]["vocab_size"]
-    if voice.x_vector.shape != (width,):
-        raise RequestError(
-            f"the voice prompt has {voice.x_vector.size} numbers where this model takes {width}; it was made with a "
-            "model of another size, make it again with this one"
-        )
-    if (codes := voice.codes) is not None and (
-        codes.shape[1:] != (talker["num_code_groups"],) or not 0 <= codes.min() <= codes.max() < codebook
-    ):
-        raise RequestError("the voice prompt's codes are not this model's; make it again with this one")
-
-
 def check_text(model: Model, value: str, name: str) -> None:
     """Raises RequestError unless a text, called `name` in the message, can be spoken and holds no control token."""
     text.check(value, name)
@@ -123,7 +108,7 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
-def is_saved(voice: Voice) -> bool:
+def is_saved(voice: Voice) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a voice is the path of a saved voice prompt."""
     return isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() == _SAVED
 
@@ -148,7 +133,9 @@ def _check_design(voice: Voice | None, instruct: str | None, fields: Fields) -> 
         raise RequestError(f"a voice_design bundle needs a voice in words; describe it with {fields.instruct}")
 
 
-def _check_clone(voice: Voice | None, instruct: str | None, reference_text: str | None, fields: Fields) -> None:
+def _check_clone(
+    model: Model, voice: Voice | None, instruct: str | None, reference_text: str | None, fields: Fields
+) -> None:
     if voice is None:
         raise RequestError(
             f"a base bundle clones a voice; give a recording or a saved voice prompt with {fields.voice}"
@@ -165,3 +152,21 @@ def _check_clone(voice: Voice | None, instruct: str | None, reference_text: str 
         raise RequestError(f"a base bundle speaks as its recording does; leave {fields.instruct} out")
     if reference_text is not None and (isinstance(voice, VoicePrompt) or is_saved(voice)):
         raise RequestError(f"a voice prompt already holds its reference text; leave {fields.reference_text} out")
+    saved = VoicePrompt.load(voice) if is_saved(voice) else voice
+    if isinstance(saved, VoicePrompt):
+        _check_prompt(model, saved)
+
+
+def _check_prompt(model: Model, voice: VoicePrompt) -> None:
+    """Raises RequestError for a voice prompt that another model made."""
+    talker = model.config["talker_config"]
+    width, codebook = talker["hidden_size"], talker["code_predictor_config"]["vocab_size"]
+    if voice.x_vector.shape != (width,):
+        raise RequestError(
+            f"the voice prompt has {voice.x_vector.size} numbers where this model takes {width}; it was made with a "
+            "model of another size, make it again with this one"
+        )
+    if (codes := voice.codes) is not None and (
+        codes.shape[1:] != (talker["num_code_groups"],) or not 0 <= codes.min() <= codes.max() < codebook
+    ):
+        raise RequestError("the voice prompt's codes are not this model's; make it again with this one")

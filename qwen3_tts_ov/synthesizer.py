@@ -158,11 +158,9 @@ class Synthesizer:
 
     def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
         """The voice that a base model is to speak with."""
-        if isinstance(voice, VoicePrompt) or request.is_saved(voice):
-            prompted = voice if isinstance(voice, VoicePrompt) else VoicePrompt.load(voice)
-            request.check_prompt(self.model, prompted)
-            return prompted
-        return self.voice_prompt(voice, reference_text)
+        if isinstance(voice, VoicePrompt):
+            return voice
+        return VoicePrompt.load(voice) if request.is_saved(voice) else self.voice_prompt(voice, reference_text)
 
     def _plan(
         self,

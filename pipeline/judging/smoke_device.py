@@ -70,7 +70,7 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
 def start(
     model: Model, device: str, cfg: DictConfig, cache: str | Literal[False]
 ) -> tuple[Synthesizer, dict[str, Any]]:
-    """A synthesizer and the arguments of what it is to speak; to clone, the encoders are compiled and used as well."""
+    """A synthesizer and the request for it; a base model's encoders are compiled and used as well."""
     synthesizer, said = Synthesizer(model, device, cache_dir=cache), cfg.smoke
     request = {"text": said.text, "seed": cfg.seed, "max_frames": said.max_frames}
     if model.kind == "voice_design":
@@ -81,7 +81,7 @@ def start(
 
 
 def reference_record(bundle: Bundle, ir: Path, cfg: DictConfig) -> Record:
-    """What the CPU says with the weights as the checkpoint stores them, in 16 bits: the graphs of `export`."""
+    """The CPU's record with the weights in 16 bits, as the checkpoint stores them: the graphs of `export`."""
     graphs = {name: ir / f"{name}.xml" for name in bundle.components}
     uncompressed = replace(bundle.model, graphs=graphs, integer_weights=frozenset(), cache_key=None)
     synthesizer, request = start(uncompressed, "CPU", cfg, False)
@@ -102,7 +102,7 @@ def describe(device: str) -> dict[str, str | None]:
 
 
 def listen(stream: SpeechStream) -> tuple[NDArray[np.float32], Outcome, list[dict[str, float]]]:
-    """The waveform [samples] and outcome of a stream, and when each chunk arrived against how much audio there was."""
+    """The waveform [samples] and outcome of a stream; for each chunk, the audio so far and the time it arrived."""
     chunks, arrivals, samples = [], [], 0
     start = time.perf_counter()
     for chunk in stream:
