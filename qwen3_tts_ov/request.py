@@ -83,6 +83,14 @@ def check_request(
         check_text(model, reference_text, "the reference text")
 
 
+def check_recording(model: Model, reference_text: str | None) -> None:
+    """Raises RequestError unless the model can clone, and the text of a recording, if it is given, can be spoken."""
+    if model.kind != "base":
+        raise RequestError(f"a {model.kind} bundle cannot clone a recording; load a base bundle")
+    if reference_text is not None:
+        check_text(model, reference_text, "the reference text")
+
+
 def check_options(options: Options) -> None:
     """Raises RequestError for an unknown option; those of sampling are checked where they are used."""
     if unknown := set(options) - set(Options.__annotations__):

@@ -112,10 +112,7 @@ class Synthesizer:
 
         Raises AudioError for a recording that cannot be used, RequestError when the model cannot clone.
         """
-        if self.model.kind != "base":
-            raise RequestError(f"a {self.model.kind} bundle cannot clone a recording; load a base bundle")
-        if reference_text is not None:
-            request.check_text(self.model, reference_text, "the reference text")
+        request.check_recording(self.model, reference_text)
         waveform = audio.load(recording, self.model.sample_rate)
         x_vector = self.engine.x_vector(waveform)
         if reference_text is None:

@@ -115,7 +115,10 @@ def voice(
     device: Devices = None,
 ) -> None:
     """Save the voice of a recording, to be cloned later without the recording."""
+    from ..request import check_recording
+
     loaded = _open(bundle, revision, verify=True)
+    check_recording(loaded.model, ref_text)
     _compile(loaded, device, None).voice_prompt(recording, ref_text).save(output)
     people.print(f"{output}: saved; use it with `say --voice {output}`")
 

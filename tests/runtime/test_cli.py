@@ -215,6 +215,7 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
         "cannot be compiled for CPU",
     ),
     "no frames": (["say", "{}", "Hi.", "--voice", "ryan", "--max-frames", "0"], "max_frames must be"),
+    "voice of a custom voice": (["voice", "{}", "tone.wav", "-o", "me.safetensors"], "bundle cannot clone a recording"),
     "no rounds": (["bench", "{}", "--rounds", "0"], "Invalid value for '--rounds'"),
     "pull of a path": (["pull", "/no/such/thing"], "there is no such folder, and it is not a Hub id"),
 }
