@@ -35,7 +35,7 @@ def context_cost(folder: str) -> dict[str, dict[str, float]]:
     Embeddings are random: attention does not cost more or less for them. Positions are filled a hundred at a time.
     """
     synthesizer = Synthesizer(Bundle.load(folder))
-    width = synthesizer.bundle.config["talker_config"]["hidden_size"]
+    width = synthesizer.model.config["talker_config"]["hidden_size"]
     rng, found, filled = np.random.default_rng(0), {}, 0
     with synthesizer.engine.session() as session:
         for context in CONTEXTS:
@@ -63,7 +63,7 @@ def streamed_memory(folder: str, seconds: float) -> list[dict[str, float]]:
     text = STREAMED * (1 + round(seconds))
     spoken, start = 0.0, time.perf_counter()
     series: list[dict[str, float]] = []
-    with synthesizer.stream_custom_voice(text, bundle.speakers[0], LANGUAGE, seed=1) as stream:
+    with synthesizer.stream(text, language=LANGUAGE, seed=1) as stream:
         for chunk in stream:
             spoken += len(chunk) / bundle.sample_rate
             if spoken >= 10 * len(series):
@@ -80,7 +80,7 @@ def start_seconds(folder: str) -> dict[str, float]:
     start = time.perf_counter()
     synthesizer = Synthesizer(Bundle.load(folder))
     ready = time.perf_counter() - start
-    with synthesizer.stream_custom_voice(TEXTS[0], synthesizer.bundle.speakers[0], LANGUAGE, seed=1) as stream:
+    with synthesizer.stream(TEXTS[0], language=LANGUAGE, seed=1) as stream:
         next(stream)
     return {"ready": ready, "first_audio": time.perf_counter() - start}
 
@@ -96,7 +96,7 @@ def loaded_memory(folder: str, load: bool) -> dict[str, float]:
         held = Synthesizer(Bundle.load(folder))
         # 64 frames: chunks of every size. What was given back after the first utterance, the second takes again.
         for seed in (1, 2):
-            speech = held.custom_voice(TEXTS[0], held.bundle.speakers[0], LANGUAGE, seed=seed, max_frames=64)
+            speech = held.speak(TEXTS[0], language=LANGUAGE, seed=seed, max_frames=64)
             assert speech.samples
     lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     smaps = {words[0].rstrip(":"): int(words[1]) * 1024 / MEGABYTE for words in lines}

@@ -20,15 +20,14 @@ def load(folder: str, decoder: str | None = None) -> tuple[Speak, dict[str, Any]
     properties = {"speech_decoder": {"INFERENCE_PRECISION_HINT": decoder}} if decoder else {}
     synthesizer = Synthesizer(bundle, properties=properties)
     loaded = time.perf_counter() - start
-    voice = bundle.speakers[0]
 
     def speak(text: str, seed: int, frames: int, wav: str) -> Figures:
         start = time.perf_counter()
-        speech = synthesizer.custom_voice(text, voice, LANGUAGE, seed=seed, max_frames=frames)
+        speech = synthesizer.speak(text, language=LANGUAGE, seed=seed, max_frames=frames)
         speech.save(wav)
         seconds = time.perf_counter() - start
         start = time.perf_counter()
-        with synthesizer.stream_custom_voice(text, voice, LANGUAGE, seed=seed, max_frames=frames) as stream:
+        with synthesizer.stream(text, language=LANGUAGE, seed=seed, max_frames=frames) as stream:
             next(stream)
         first_audio = time.perf_counter() - start
         spoken = {"seconds": seconds, "frames": len(speech.codes), "first_audio_ms": 1000 * first_audio}

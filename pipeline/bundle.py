@@ -158,6 +158,11 @@ def describe(
         "missed": [entry for found in reports for entry in found["compress"]["missed"]],
         "provenance": provenance(cfg),
     }
+    if voice := cfg.variant.get("voice"):
+        if voice not in manifest["speakers"]:
+            known = ", ".join(manifest["speakers"]) or "none"
+            raise PipelineError(f"variant.voice: the checkpoint has no voice {voice!r}; it has: {known}")
+        manifest["default_voice"] = voice
     if "caveat" in cfg.layout:
         manifest["caveat"] = cfg.layout.caveat
     return manifest | {"bundle_id": bundle_id(manifest)}

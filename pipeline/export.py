@@ -7,7 +7,6 @@ what a bundle holds.
 
 from __future__ import annotations
 
-import resource
 import time
 
 from omegaconf import DictConfig
@@ -16,6 +15,7 @@ from pipeline.graphs.adaptors import graph_names
 from pipeline.graphs.convert import export
 from pipeline.judging.closeness import check, compare
 from pipeline.stage import alone, main, output, paths, read_report, report, track
+from qwen3_tts_ov.memory import peak_bytes
 
 
 def run(cfg: DictConfig) -> None:
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
             measured[name] = alone(export, name, where.checkpoint, ir, labels, cfg.layout)
             components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
             check(name, components[name], cfg.parity.export)
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # where the graphs are compared
+        own = peak_bytes()  # where the graphs are compared
         peak = max([own, *(process["peak_bytes"] for process in measured.values())])
         measured["stage"] = {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
         report(ir, {"components": components, "bounds": dict(cfg.parity.export), "measured": measured})

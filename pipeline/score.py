@@ -1,4 +1,4 @@
-"""score: judges the speech of real weights as listeners would: words, voice, quality, and what the codec leaves of it.
+"""score: judges the speech of real weights as listeners would: words, voice, quality, and the loss of the codec.
 
 Random weights say nothing, so a synthetic checkpoint is not scored; nor is a figure whose packages are not installed.
 The report then says `not_run` and why, never that anything passed. A bound of conf/score that a figure misses, or for
@@ -13,12 +13,10 @@ which there is no figure, is printed and reported. The report is small and flat,
      "versions": {"jiwer": …, …},      of the packages that judged
      "heard": [{"wav": …, "language": …, "text": …, "transcript": …}, …]}
 
-A word error rate is errors / words of the text, characters in Chinese and Japanese; `judging/scorers.py` defines
-every figure.
+`word_error_*` is the word error rate (errors / words in the text; Chinese and Japanese count characters), lower is
+better. `judging/scorers.py` defines every figure.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.metadata import packages_distributions, version
 from itertools import cycle
 from pathlib import Path
@@ -31,7 +29,7 @@ from omegaconf import DictConfig, ListConfig
 from pipeline.judging.gates import missed, tell
 from pipeline.judging.scorers import RATE, SCORERS, Floats, Material, RoundTrip, Scorer, Spoken
 from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
-from qwen3_tts_ov import Bundle, Speech, Synthesizer, audio
+from qwen3_tts_ov import Bundle, Synthesizer, audio
 from qwen3_tts_ov.bundle import read_manifest
 
 
@@ -112,6 +110,7 @@ def judge(
         found |= dict.fromkeys(found, lacking[name]) if name in lacking else scorer.judge(material)
         figures |= {figure: round(value, 4) for figure, value in found.items() if not isinstance(value, str)}
         not_run |= {figure: value for figure, value in found.items() if isinstance(value, str)}
+    transcripts = material.transcripts if "word_error" in chosen.keys() - lacking else {}
     distributions = packages_distributions()
     used = {distributions[module][0] for name in chosen if name not in lacking for module in chosen[name].packages}
     return {
@@ -119,7 +118,7 @@ def judge(
         "not_run": not_run,
         "versions": {name: version(name) for name in used},
         "heard": [
-            {"wav": wav, "language": spoken.language, "text": spoken.text, "transcript": spoken.transcript}
+            {"wav": wav, "language": spoken.language, "text": spoken.text, "transcript": transcripts.get(wav)}
             for wav, spoken in material.spoken.items()
         ],
     }
@@ -139,7 +138,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
-    """Every sentence of a language that the bundle speaks, and its recordings through the codec and back."""
+    """Speaks all sentences in the bundle's languages, and passes its recordings through the codec and back."""
     said = cfg.score
     sentences = {
         f"{language}-{number}.wav": (language, text)
@@ -152,12 +151,12 @@ def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
         raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {known}")
     recordings = load(said, bundle.sample_rate) if bundle.kind == "base" else []
     synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
-    voices = cycle(requests(synthesizer, recordings, cfg))
+    voices = cycle(choose_voices(synthesizer, recordings, said))
     spoken = {}
     for wav in track(list(sentences), "speak"):
         language, text = sentences[wav]
-        request, reference = next(voices)
-        speech = request(text=text, language=language, seed=cfg.seed)
+        voice, reference = next(voices)
+        speech = synthesizer.speak(text, language=language, seed=cfg.seed, **voice)
         if not speech.samples:
             raise PipelineError(f"{bundle.folder}: it said nothing for {text!r}")
         speech.save(folder / wav)
@@ -176,18 +175,17 @@ def load(said: DictConfig, rate: int) -> list[tuple[str, Floats, str | None]]:
     ]
 
 
-def requests(
-    synthesizer: Synthesizer, recordings: list[tuple[str, Floats, str | None]], cfg: DictConfig
-) -> Iterator[tuple[Callable[..., Speech], Floats | None]]:
-    """The one way that this kind of bundle speaks, with the voice it is to have; for clones, each recording in turn."""
-    bundle, said = synthesizer.bundle, cfg.score
-    if bundle.kind == "custom_voice":
-        yield partial(synthesizer.custom_voice, speaker=said.speaker or bundle.speakers[0]), None
-    elif bundle.kind == "voice_design":
-        yield partial(synthesizer.voice_design, instruct=said.instruct), None
-    for _, waveform, text in recordings:
-        voice = synthesizer.voice_prompt((waveform, bundle.sample_rate), text)
-        yield partial(synthesizer.clone, voice=voice), at_rate(waveform, bundle.sample_rate)
+def choose_voices(
+    synthesizer: Synthesizer, recordings: list[tuple[str, Floats, str | None]], said: DictConfig
+) -> list[tuple[dict[str, Any], Floats | None]]:
+    """The arguments that choose a voice, each with the recording whose voice it is, if it is a clone."""
+    kind, rate = synthesizer.model.kind, synthesizer.model.sample_rate
+    if kind == "base":
+        return [
+            ({"voice": synthesizer.voice_prompt((waveform, rate), text)}, at_rate(waveform, rate))
+            for _, waveform, text in recordings
+        ]
+    return [({"instruct": said.instruct} if kind == "voice_design" else {"voice": said.speaker}, None)]
 
 
 def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTrip:
@@ -195,7 +193,7 @@ def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTr
     codes = synthesizer.engine.encode(waveform)
     with synthesizer.engine.session() as session:
         decoded = session.decode(codes)[: len(waveform)]
-    rate = synthesizer.bundle.sample_rate
+    rate = synthesizer.model.sample_rate
     return RoundTrip(name, at_rate(waveform[: len(decoded)], rate), at_rate(decoded, rate))
 
 

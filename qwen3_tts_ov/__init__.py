@@ -1,10 +1,9 @@
-"""Qwen3-TTS on OpenVINO: load a bundle, speak. Importing this costs nothing; what a name needs is loaded with it.
+"""Qwen3-TTS on OpenVINO: load a bundle, speak. Importing this is cheap; each name loads what it needs when it is used.
 
 from qwen3_tts_ov import Bundle, Synthesizer
 
 synthesizer = Synthesizer(Bundle.load("bundle"))
-speech = synthesizer.custom_voice("Good morning.", speaker="ryan", language="english")
-speech.save("morning.wav")
+synthesizer.speak("Good morning.").save("morning.wav")
 """
 
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle as Bundle
+    from .model import Model as Model
     from .sampling import Sampling as Sampling
     from .speech import Outcome as Outcome
     from .speech import Speech as Speech
@@ -23,6 +23,7 @@ from .errors import AudioError, BundleError, DeviceError, Qwen3TTSError, Request
 
 _HOMES = {
     "Bundle": "bundle",
+    "Model": "model",
     "Outcome": "speech",
     "Sampling": "sampling",
     "Speech": "speech",

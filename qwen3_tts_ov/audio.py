@@ -22,7 +22,7 @@ Source = str | os.PathLike[str] | tuple[ArrayLike, int]
 MINIMUM_SECONDS, MAXIMUM_SECONDS = 0.5, 60.0
 _RATES = range(4_000, 768_001)
 _MOST_CHANNELS = 8
-_SILENCE = 1e-3  # the peak, full scale 1.0, under which nothing can be heard
+_SILENCE = 1e-3  # a peak below this (full scale is 1) is inaudible
 _FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 RAW_FORMATS = (".pcm", ".raw")
 
@@ -30,7 +30,7 @@ RAW_FORMATS = (".pcm", ".raw")
 def load(source: Source, sample_rate: int) -> NDArray[np.float32]:
     """Audio as float32 [samples], mono, at `sample_rate` Hz: channels averaged, resampled by soxr in high quality.
 
-    This is what the official package does (librosa with its default resampler), so codes come out the same.
+    The official package does the same (librosa with its default resampler), so the codes are the same.
 
     Raises AudioError when `source` is not audio, is shorter than 0.5 s or longer than 60 s, is silent, or holds NaN
     or infinity.
@@ -55,9 +55,9 @@ def write(path: str | os.PathLike[str], waveform: NDArray[np.float32], sample_ra
 
 
 class Writer:
-    """Writes chunks of speech to a file as they come, so that a long one never lies in memory whole.
+    """Writes chunks of speech to a file as they arrive, so that long speech is never in memory as a whole.
 
-    The file appears under its name when the `with` block ends well, and not at all otherwise.
+    The file appears under its name when the `with` block succeeds; if it raises, no file is left.
     Raises AudioError for an ending that is not .wav, .flac, .pcm or .raw, or a folder that does not exist.
     """
 
@@ -89,7 +89,7 @@ class Writer:
         return self
 
     def write(self, waveform: NDArray[np.float32]) -> None:
-        """Appends float32 [samples]; what lies outside [-1, 1] is clipped."""
+        """Appends float32 [samples], clipped to [-1, 1]."""
         assert self._file is not None, "write() outside of the with block"
         self._file.write(np.clip(waveform, -1, 1))
 
@@ -103,9 +103,9 @@ class Writer:
 
 
 class Player:
-    """Plays chunks of speech as they come, through whichever player program the machine has.
+    """Plays chunks of speech as they arrive, with the first player program found on this machine.
 
-    Raises AudioError when there is none, or when it fails, as without an audio device.
+    Raises AudioError when there is none, or when it fails, for example without an audio device.
     """
 
     _COMMANDS = (
@@ -121,14 +121,14 @@ class Player:
         self._command = next((command for command in commands if shutil.which(command[0])), [])
         if not self._command:
             known = ", ".join(command[0] for command in commands)
-            raise AudioError(f"nothing here can play audio; install one of {known}, or write a file with -o")
+            raise AudioError(f"no audio player was found; install one of {known}, or write a file with -o")
 
     def __enter__(self) -> Player:
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         return self
 
     def write(self, waveform: NDArray[np.float32]) -> None:
-        """Hands float32 [samples] to the player; waits when it is far ahead."""
+        """Passes float32 [samples] to the player; blocks while the player has enough to play."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(pcm16(waveform))
@@ -183,9 +183,9 @@ def _from_file(path: Path) -> tuple[NDArray[np.float32], int]:
         with soundfile.SoundFile(path) as file:
             _check_length(str(path), file.frames / file.samplerate)
             return file.read(dtype="float32", always_2d=True), file.samplerate
-    except (OSError, RuntimeError) as error:  # libsndfile's error is a RuntimeError; so is one amid the data
+    except (OSError, RuntimeError) as error:  # libsndfile's error is a RuntimeError, while opening or while reading
         detail = str(error).rpartition(": ")[2].rstrip(".") if isinstance(error, RuntimeError) else error.strerror
-        raise AudioError(f"{path}: cannot read it as audio ({detail}); WAV, FLAC, MP3 and OGG will do") from None
+        raise AudioError(f"{path}: cannot read it as audio ({detail}); use WAV, FLAC, MP3 or OGG") from None
 
 
 def _check_length(name: str, duration: float) -> None:
@@ -196,7 +196,7 @@ def _check_length(name: str, duration: float) -> None:
 
 
 def _resample(mono: NDArray[np.float32], rate: int, target: int) -> NDArray[np.float32]:
-    """float32 [samples * target / rate], rounded up as librosa does, in floating point; soxr rounds otherwise."""
+    """float32 [samples * target / rate], rounded up in floating point like librosa; soxr rounds differently."""
     if rate == target:
         return mono
     import soxr

@@ -1,7 +1,7 @@
-"""A bundle: OpenVINO graphs, tokenizer and configuration under a manifest. Found, fetched and checked here.
+"""A bundle: OpenVINO graphs, tokenizer and configuration, listed in a manifest. This module fetches and checks it.
 
-Nothing in a bundle is trusted before it is checked: the manifest's shape and id, every path in it, every file's size
-and sha256. Only files that the manifest names are ever opened.
+Nothing in a bundle is trusted until it has been checked: the manifest's structure and id, every path in it, every
+file's size and sha256. Only files listed in the manifest are ever opened.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BundleError
+from .model import Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +34,7 @@ _SPEAKING = ("text_embedding", "codec_embedding", "talker", "code_predictor", "s
 _CLONING = ("residual_code_embedding", "speech_encoder", "speaker_encoder")
 COMPONENTS = {"custom_voice": _SPEAKING, "voice_design": _SPEAKING, "base": _SPEAKING + _CLONING}
 
-# What the manifest must hold; the whole schema is manifest.schema.json, which the pipeline validates against.
+# The keys that a manifest must have; the full schema, which the pipeline validates, is manifest.schema.json.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "bundle_id": str,
     "variant": str,
@@ -52,22 +52,25 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "generation": dict,
     "placement": dict,
 }
-# Where a bundle was made and what was measured of it do not change what it is.
+# Provenance and measurements are not part of a bundle's identity.
 _NOT_HASHED = ("bundle_id", "evidence", "missed", "precisions", "provenance", "score", "smoke")
 
-# Plain names joined by "/": not absolute, no "..", nothing hidden, nothing that a shell or a glob would read.
+# The element types of compressed weights.
+_INTEGERS = {"i8", "u8", "i4", "u4"}
+
+# Plain names joined by "/": not absolute, no "..", nothing hidden, no character special to a shell or a glob.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\S+))?")
-# What may lie beside a bundle's files without being listed: a release's papers. They are never opened.
+# A release's papers: files that may accompany a bundle without being in its manifest. The runtime never opens them.
 _PAPERS = re.compile(
     r"manifest\.json|SHA256SUMS|(README|LICENSE|NOTICE|CHANGELOG)[\w.]*|samples/[\w.-]+\.wav"
-    r"|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
+    r"|dvc\.lock|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
 )
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle on disk. `Bundle.load` makes one."""
+    """A checked bundle on disk, as `Bundle.load` returns it."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -76,8 +79,8 @@ class Bundle:
     def load(cls, source: str | os.PathLike[str], revision: str | None = None, verify: bool = True) -> Bundle:
         """A bundle from a folder, or from the Hugging Face Hub by id (`owner/name`) and revision.
 
-        `owner/name@revision` says both. A Hub bundle is fetched into the Hub's own cache; an interrupted fetch is taken
-        up again. `verify` hashes every file; without it only presence and size are checked.
+        `owner/name@revision` gives both. A Hub bundle is fetched into the Hub's own cache; an interrupted fetch is
+        resumed. `verify` hashes every file; without it only presence and size are checked.
 
         Raises BundleError.
         """
@@ -94,7 +97,7 @@ class Bundle:
         return bundle
 
     def path(self, name: str) -> Path:
-        """Where a file that the manifest lists lies."""
+        """The path of a file listed in the manifest."""
         return self.folder / name
 
     def check(self, hashes: bool = True) -> None:
@@ -103,10 +106,10 @@ class Bundle:
         faults = [fault for name, entry in files.items() if (fault := self._fault(name, entry["size"]))]
         faults += [f"{name} is not in the manifest" for name in sorted(set(_list(self.folder)) - set(files))]
         if not faults and hashes:
-            with ThreadPoolExecutor() as pool:  # hashing runs outside of the interpreter's lock
+            with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
                 digests = pool.map(lambda name: sha256(self.path(name)), files)
                 faults = [
-                    f"{name} has changed (another sha256)"
+                    f"{name} has changed (its sha256 differs)"
                     for (name, entry), digest in zip(files.items(), digests, strict=True)
                     if digest != entry["sha256"]
                 ]
@@ -114,9 +117,9 @@ class Bundle:
             raise BundleError(f"{self.folder}: {'; '.join(faults)}; fetch or build the bundle again")
 
     def check_papers(self) -> None:
-        """Raises BundleError naming every paper that is not as SHA256SUMS says; passes where there is none.
+        """Raises BundleError naming every paper that does not match SHA256SUMS; passes without that file.
 
-        The manifest's hashes cover what a bundle is. SHA256SUMS covers what else is said of it, and the manifest.
+        The manifest's hashes cover the bundle itself; SHA256SUMS also covers the manifest and a release's papers.
         """
         sums = self.path(CHECKSUMS)
         if not sums.is_file():
@@ -125,13 +128,13 @@ class Bundle:
         listed = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
         files: dict[str, dict[str, Any]] = self.manifest["files"]
         papers = {name for name in _walk(self.folder) if _PAPERS.fullmatch(name)}
-        papers -= {name for name in papers if name == CHECKSUMS or name.endswith(".sig")}  # a signature comes last
+        papers -= {name for name in papers if name == CHECKSUMS or name.endswith(".sig")}  # signatures are added last
         found = {name: entry["sha256"] for name, entry in files.items()}
         found |= {name: sha256(self.path(name)) for name in papers}
         faults = [f"{name} is not in {CHECKSUMS}" for name in sorted(found.keys() - listed.keys())]
-        faults += [f"{name} is missing, but in {CHECKSUMS}" for name in sorted(listed.keys() - found.keys())]
+        faults += [f"{name} is missing, but listed in {CHECKSUMS}" for name in sorted(listed.keys() - found.keys())]
         faults += [
-            f"{name} is not as {CHECKSUMS} says (another sha256)"
+            f"{name} does not match {CHECKSUMS} (its sha256 differs)"
             for name in sorted(found.keys() & listed.keys())
             if found[name] != listed[name]
         ]
@@ -144,14 +147,22 @@ class Bundle:
         return _read_json(self.path("config.json"))
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's text tokenizer."""
-        from tokenizers import Tokenizer
-
-        try:
-            return Tokenizer.from_file(str(self.path("tokenizer.json")))
-        except Exception as error:  # the library raises nothing narrower
-            raise BundleError(f"{self.path('tokenizer.json')}: not a tokenizer ({error})") from None
+    def model(self) -> Model:
+        """The part of the bundle that a Synthesizer speaks with."""
+        parts = {name: self.manifest["components"][name] for name in self.components}
+        return Model(
+            name=f"{self.manifest['variant']}-{self.manifest['precision']}",
+            graphs={name: self.path(part["xml"]) for name, part in parts.items()},
+            config=self.config,
+            generation=self.manifest["generation"],
+            tokenizer=_read_tokenizer(self.path("tokenizer.json")),
+            sample_rate=self.sample_rate,
+            samples_per_frame=self.samples_per_frame,
+            default_voice=self.default_voice,
+            placement=self.manifest["placement"],
+            integer_weights=frozenset(name for name, part in parts.items() if _INTEGERS & part["precision"].keys()),
+            cache_key=self.manifest["bundle_id"],
+        )
 
     @property
     def kind(self) -> str:
@@ -165,7 +176,7 @@ class Bundle:
 
     @property
     def sample_rate(self) -> int:
-        """Of the speech, in Hz."""
+        """The sample rate of the speech, in Hz."""
         return self.manifest["sample_rate"]
 
     @property
@@ -180,6 +191,12 @@ class Bundle:
     def speakers(self) -> list[str]:
         """Voices by name; empty unless the kind is `custom_voice`."""
         return self.manifest["speakers"]
+
+    @property
+    def default_voice(self) -> str | None:
+        """The voice used when none is named: the manifest's, or else the checkpoint's first; None without voices."""
+        speakers = self.config["talker_config"].get("spk_id") or {}
+        return self.manifest.get("default_voice") or next(iter(speakers), None)
 
     @property
     def languages(self) -> list[str]:
@@ -197,7 +214,7 @@ class Bundle:
 
 
 def verified(folder: Path) -> Bundle:
-    """A bundle of any layout with every file checked; that of another runtime speaks only there. Raises BundleError."""
+    """A bundle of any layout, every file checked; this runtime speaks only from the native one. Raises BundleError."""
     bundle = Bundle(folder, read_manifest(folder, speaks=False))
     bundle.check()
     bundle.check_papers()
@@ -205,7 +222,7 @@ def verified(folder: Path) -> Bundle:
 
 
 def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
-    """A folder's manifest, its shape, id and paths checked, and whether this runtime can speak from it.
+    """A folder's manifest, after checking its structure, id and paths, and that this runtime can speak from it.
 
     Raises BundleError.
     """
@@ -213,9 +230,12 @@ def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{folder}: it has no {MANIFEST}, so it is not a bundle of this package")
     manifest = _read_json(path)
-    faults = chain(_manifest_faults(manifest), _native_faults(manifest) if speaks else ())
-    if fault := next(iter(faults), None):
-        raise BundleError(f"{path}: {fault}")
+    try:
+        _check_manifest(manifest)
+        if speaks:
+            _check_native(manifest)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
     needed, present = manifest["minimum_openvino"], version("openvino")
     if _release(present) < _release(needed):
         raise BundleError(f"{folder}: the bundle needs OpenVINO {needed} or later, this is {present}; upgrade openvino")
@@ -223,7 +243,7 @@ def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
 
 
 def bundle_id(manifest: dict[str, Any]) -> str:
-    """sha256 of the manifest's hashed parts, as JSON with sorted keys and no blanks."""
+    """The sha256 of the manifest's hashed parts, as JSON with sorted keys and no whitespace."""
     hashed = {key: value for key, value in manifest.items() if key not in _NOT_HASHED}
     text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -234,50 +254,54 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _manifest_faults(manifest: Any) -> Iterator[str]:
-    """What is wrong with a manifest; later checks rely on earlier ones, so only the first fault means anything."""
+def _check_manifest(manifest: Any) -> None:
+    """Raises BundleError for the first fault in a manifest's structure, id or paths."""
     if not isinstance(manifest, dict) or "format" not in manifest:
-        yield "it is not a bundle's manifest (no format number)"
+        raise BundleError("it is not a bundle's manifest (no format number)")
     if manifest["format"] != FORMAT:
-        yield f"format {manifest['format']} is not one that this version reads ({FORMAT}); upgrade qwen3-tts-ov"
+        raise BundleError(
+            f"format {manifest['format']} is not one that this version reads ({FORMAT}); upgrade qwen3-tts-ov"
+        )
     for key, kind in _FIELDS.items():
         if not isinstance(manifest.get(key), kind):
-            yield f"{key} is missing or of the wrong type"
+            raise BundleError(f"{key} is missing or of the wrong type")
     if manifest["kind"] not in COMPONENTS:
-        yield f"kind {manifest['kind']!r} is not one of {', '.join(COMPONENTS)}"
+        raise BundleError(f"kind {manifest['kind']!r} is not one of {', '.join(COMPONENTS)}")
     if min(manifest["sample_rate"], manifest["samples_per_frame"]) < 1:
-        yield "sample_rate and samples_per_frame must be positive"
+        raise BundleError("sample_rate and samples_per_frame must be positive")
+    if manifest.get("default_voice", None) not in (None, *manifest["speakers"]):
+        raise BundleError(f"default_voice {manifest['default_voice']!r} is not one of the speakers")
     if not re.fullmatch(r"\d+(\.\d+)*", manifest["minimum_openvino"]):
-        yield f"minimum_openvino {manifest['minimum_openvino']!r} is not a version"
+        raise BundleError(f"minimum_openvino {manifest['minimum_openvino']!r} is not a version")
     for name, entry in manifest["files"].items():
         if not _SAFE_PATH.fullmatch(name):
-            yield f"path {name!r} is not a plain relative path"
+            raise BundleError(f"path {name!r} is not a plain relative path")
         if not (
             isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
         ):
-            yield f"file {name} has no size and sha256"
+            raise BundleError(f"file {name} has no size and sha256")
     if manifest["bundle_id"] != bundle_id(manifest):
-        yield "bundle_id does not fit the content; the manifest was edited"
+        raise BundleError("bundle_id does not match the content; the manifest was edited")
 
 
-def _native_faults(manifest: dict[str, Any]) -> Iterator[str]:
-    """What a sound manifest lacks for this runtime to speak."""
+def _check_native(manifest: dict[str, Any]) -> None:
+    """Raises BundleError unless this runtime can speak from a bundle with this (checked) manifest."""
     if manifest["layout"] != LAYOUT:
-        yield f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}"
+        raise BundleError(f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}")
     for name in COMPONENTS[manifest["kind"]]:
         entry = manifest["components"].get(name)
         if not isinstance(entry, dict):
-            yield f"component {name} is missing"
+            raise BundleError(f"component {name} is missing")
         for part in ("xml", "bin"):
             if entry.get(part) not in manifest["files"]:
-                yield f"component {name}: its {part} {entry.get(part)!r} is not among the files"
+                raise BundleError(f"component {name}: its {part} {entry.get(part)!r} is not among the files")
     for name in CONFIGURATION:
         if name not in manifest["files"]:
-            yield f"{name} is not among the files"
+            raise BundleError(f"{name} is not among the files")
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
-    """The folder in the Hub's cache that holds a repository's bundle: the manifest first, then the files it names."""
+    """Fetches the manifest, then the files it lists; returns their folder in the Hub's cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -292,7 +316,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError) as error:
         raise BundleError(f"{name}: {_HUB_REASONS.get(type(error).__name__) or _first_line(error)}") from None
     except OSError as error:
-        raise BundleError(f"{name}: the fetch failed: {_first_line(error)}; run it again to go on") from None
+        raise BundleError(f"{name}: the fetch failed: {_first_line(error)}; run it again to resume") from None
 
 
 _HUB_REASONS = {
@@ -305,26 +329,35 @@ _HUB_REASONS = {
 
 
 def _roots(folder: Path) -> Iterable[Path]:
-    """Where the files may really lie: the folder and, for a snapshot in the Hub's cache, its repository's blobs.
+    """Folders that files may resolve to: the bundle's own and, for a snapshot in the Hub's cache, its blobs.
 
-    What came by Xet lies in the blobs that all repositories of the cache share.
+    Files fetched by Xet are in the blobs folder that all repositories of the cache share.
     """
     real = folder.resolve()
     return (real, real.parents[1] / "blobs", real.parents[2] / "blobs") if real.parent.name == "snapshots" else (real,)
 
 
 def _list(folder: Path) -> Iterator[str]:
-    """Relative paths of what must be in the manifest: all but a release's papers."""
+    """Relative paths of the files that must be in the manifest: all except a release's papers."""
     return (name for name in _walk(folder) if not _PAPERS.fullmatch(name))
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Relative paths of what lies in a folder, but hidden names (.git, .cache)."""
+    """Relative paths of all files in a folder, except hidden ones (.git, .cache)."""
     for directory, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
                 yield Path(directory, name).relative_to(folder).as_posix()
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise BundleError(f"{path}: not a tokenizer ({error})") from None
 
 
 def _read_json(path: Path) -> Any:

@@ -1,49 +1,45 @@
-"""The compiled graphs of a bundle, and sessions: the infer requests and decoder state of one utterance at a time."""
+"""A model's compiled graphs, and sessions: the infer requests and decoder state of one utterance at a time."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from . import memory
-from .bundle import Bundle
 from .errors import DeviceError, RequestError
+from .model import Model
 from .prompt import REFERENCE, SPEAKER, Prompt
 from .voice import VoicePrompt
 
 if TYPE_CHECKING:
     import openvino as ov
 
-DEFAULT = "default"  # in a mapping by component: every component that is not named
+DEFAULT = "default"  # in a mapping by component: all components not named
 _ENCODERS = ("speech_encoder", "speaker_encoder")
 _TABLES = ("text_embedding", "codec_embedding", "residual_code_embedding")
-# Virtual devices choose among real ones themselves, so their names are not looked up.
+# Virtual devices choose among the real ones, so their names are not looked up.
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]
+MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Path]], Session]"
 
 
 def user_cache() -> Path:
-    """Where this system keeps what can be computed again."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library/Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "qwen3-tts-ov"
+    """This package's folder in the user's cache."""
+    return platformdirs.user_cache_path("qwen3-tts-ov", appauthor=False)
 
 
 def devices() -> dict[str, str]:
@@ -58,46 +54,54 @@ class Engine:
     """Compiles each graph for its device and hands out sessions. Safe to share between threads.
 
     `device` is one for all components or a mapping by component; `properties` maps a component to compile properties,
-    over the bundle's own recommendation for that device. The key `default` stands for every other component.
-    Encoders are compiled when first used: only cloning needs them.
+    which take precedence over the model's own recommendation for that device. The key `default` stands for all
+    components not named. Encoders are compiled when first used: only cloning needs them.
 
-    Raises DeviceError for a device or property that OpenVINO refuses, RequestError for an unknown component.
+    Raises DeviceError for a device or property that OpenVINO rejects, RequestError for an unknown component.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: Model,
         device: str | Mapping[str, str],
         properties: Mapping[str, Mapping[str, Any]] | None,
         cache_dir: str | os.PathLike[str] | Literal[False] | None,
     ) -> None:
         import openvino as ov
 
-        self.bundle = bundle
+        self.model = model
         self.compile_seconds: dict[str, float] = {}
         self._devices = {DEFAULT: device} if isinstance(device, str) else {DEFAULT: "CPU", **device}
         self._properties = properties or {}
         for name in (*self._devices, *self._properties):
-            if name not in (DEFAULT, *bundle.components):
-                raise RequestError(f"unknown component {name!r}; this bundle has: {', '.join(bundle.components)}")
+            if name not in (DEFAULT, *model.graphs):
+                raise RequestError(f"unknown component {name!r}; this model has: {', '.join(model.graphs)}")
         self._core = ov.Core()
-        self._cache = _cache_properties(cache_dir, bundle)
-        self._mapped = [bundle.path(entry["bin"]).resolve() for entry in bundle.manifest["components"].values()]
-        self._mapped += [Path(folder).resolve() for folder in self._cache.values()]
+        self._cache = _cache_properties(cache_dir, model.cache_key)
+        weights = {name: xml.with_suffix(".bin").resolve() for name, xml in model.graphs.items()}
+        self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
+        self._session: MakeSession = Session
         self._free: list[Session] = []
-        for name in bundle.components:
+        # The largest first: a graph is in memory twice while it is compiled.
+        for name in sorted(weights, key=lambda name: -weights[name].stat().st_size):
             if name not in _ENCODERS:
                 self._compile(name)
 
+    def using(self, session: MakeSession) -> Engine:
+        """The same compiled graphs, run through sessions of another class: `session` is a subclass of Session."""
+        other = copy.copy(self)
+        other._session, other._free = session, []
+        return other
+
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A session of its own for one request; sessions are used again, so there are as many as ran at once."""
+        """A session for one request. Sessions are reused: there are as many as requests that ran at the same time."""
         with self._lock:
             free = self._free.pop() if self._free else None
-        session = free or Session(
-            {name: self._request(name) for name in self.bundle.components if name not in _ENCODERS}, self._mapped
+        session = free or self._session(
+            {name: self._request(name) for name in self.model.graphs if name not in _ENCODERS}, self._mapped
         )
         try:
             yield session
@@ -105,13 +109,13 @@ class Engine:
             session.reset()
             if free:
                 memory.trim()
-            else:  # its largest chunks ran after the first ones
+            else:  # the largest chunks ran after the components' first calls, which had released once
                 memory.release(self._mapped)
             with self._lock:
                 self._free.append(session)
 
     def property(self, name: str, key: str) -> Any:
-        """What a compiled component says of an OpenVINO property; None where its device has no such property."""
+        """The value of an OpenVINO property of a compiled component; None if its device has no such property."""
         try:
             return self._compiled[name].get_property(key)
         except RuntimeError:
@@ -143,13 +147,13 @@ class Engine:
         if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in self._core.available_devices):
             known = ", ".join(self._core.available_devices)
             raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
-        recommended = self.bundle.manifest["placement"].get(base, {}).get(name, {})
+        recommended = self.model.placement.get(base, {}).get(name, {})
         chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
         chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
-        xml = self.bundle.path(self.bundle.manifest["components"][name]["xml"])
+        xml = self.model.graphs[name]
         start = time.perf_counter()
         try:
-            with memory.mapping:
+            with memory.mapping_lock:
                 graph = self._for_one(xml) if name == "code_predictor" else xml
                 self._compiled[name] = self._core.compile_model(graph, device, chosen)
         except RuntimeError as error:
@@ -159,17 +163,16 @@ class Engine:
     def _gains_by_cache(self, name: str) -> bool:
         """Whether OpenVINO's cache, which holds a copy of the weights, makes the next start of a component faster.
 
-        A table has nothing to compile. A talker in 16 bits comes back from the CPU plugin's cache in 32: it takes twice
-        the memory, half as long again for a step and longer to start. (CACHE_MODE OPTIMIZE_SIZE leaves the weights out,
-        but that plugin, of 2026.4, then reads back a talker without outputs.)
+        A table has nothing to compile. The CPU plugin's cache restores a 16-bit talker in 32 bits: it takes twice the
+        memory, 1.5 times as long per step and longer to start. (CACHE_MODE OPTIMIZE_SIZE leaves the weights out, but
+        the plugin of 2026.4 then restores a talker without outputs.)
         """
-        weights = self.bundle.manifest["components"][name]["precision"]
-        return name not in _TABLES and (name != "talker" or any(kind in weights for kind in ("i8", "u8", "i4", "u4")))
+        return name not in _TABLES and (name != "talker" or name in self.model.integer_weights)
 
     def _for_one(self, xml: Path) -> ov.Model:
-        """A graph for a batch of one: every shape is known then, and the CPU plugin takes a fifth less time.
+        """A graph for a batch of one: all shapes are then static, which takes a fifth off the CPU plugin's time.
 
-        A graph with state keeps shapes that its caches give it, so it would gain nothing.
+        A stateful graph gains nothing, as the shapes of its caches stay dynamic.
         """
         import openvino as ov
 
@@ -181,8 +184,8 @@ class Engine:
 class Session:
     """One utterance's infer requests: embeds its prompt, steps through its frames, decodes them. For one thread.
 
-    `seconds` and `calls` count by component since the last `reset`, the talker's first call of an utterance as
-    `prefill`. What is resident of the `mapped` files is given back when a component has run for the first time.
+    `seconds` and `calls` count by component since the last `reset`; the talker's first call of an utterance counts as
+    `prefill`. The resident pages of the `mapped` files are released after a component's first call.
     """
 
     def __init__(self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = ()) -> None:
@@ -194,7 +197,7 @@ class Session:
         self.calls: defaultdict[str, int] = defaultdict(int)
 
     def reset(self) -> None:
-        """Forgets utterance and counts; memory stays reserved for the next one."""
+        """Clears utterance and counts; memory stays reserved for the next utterance."""
         self.new_utterance()
         self.seconds.clear()
         self.calls.clear()
@@ -206,9 +209,9 @@ class Session:
             self._requests[name].reset_state()
 
     def embed(self, prompt: Prompt, voice: VoicePrompt | None) -> tuple[Floats, Floats]:
-        """The prefill [positions, width] and the text that follows beside the frames [trailing + 1, width].
+        """The prefill [positions, width] and the text to feed alongside the frames [trailing + 1, width].
 
-        The last of the following rows is the padding that is heard when the text is over.
+        The last of those rows is the padding that is fed once the text has ended.
         """
         text_ids = np.array([*prompt.text_ids, *prompt.trailing_text_ids, prompt.pad_text_id])
         codec_ids = np.array(prompt.codec_ids)
@@ -222,7 +225,7 @@ class Session:
         return prefill, following
 
     def talk(self, embeddings: Floats) -> tuple[Floats, Floats]:
-        """Feeds [positions, width] to the talker; the last position's logits [vocabulary] and hidden [1, 1, width]."""
+        """Feeds [positions, width] to the talker; returns logits [vocabulary], hidden [1, 1, width] of the last."""
         positions = np.arange(self._position, self._position + len(embeddings), dtype=np.int64)
         self._position += len(embeddings)
         inputs: dict[str, NDArray[Any]] = {
@@ -249,12 +252,12 @@ class Session:
         return self._run("speech_decoder", {"codes": codes.T[None]})["waveform"][0, 0].copy()
 
     def _reference(self, codes: Codes) -> Floats:
-        """The summed embedding of every frame, [frames, width]."""
+        """The summed code embeddings of every frame, [frames, width]."""
         first = self._run("codec_embedding", {"token_ids": codes[None, :, 0]})["embeddings"][0].copy()
         return first + self._run("residual_code_embedding", {"codes": codes[None, :, 1:]})["embeddings"][0]
 
     def _rows(self, name: str, ids: NDArray[np.int64]) -> Floats:
-        """Rows of an embedding table [ids, width], zero for the ids that stand for something else."""
+        """Rows of an embedding table [ids, width], zero where an id is a placeholder."""
         real = ids >= 0
         found = self._run(name, {"token_ids": ids[None, real]})["embeddings"][0]
         rows = np.zeros((len(ids), found.shape[1]), np.float32)
@@ -275,33 +278,37 @@ class Session:
 
     def _finite(self, name: str, values: Floats) -> Floats:
         if not np.isfinite(values).all():
-            raise DeviceError(f"{name} gave numbers that are not finite; compile it with INFERENCE_PRECISION_HINT f32")
+            raise DeviceError(
+                f"{name} returned values that are not finite; compile it with INFERENCE_PRECISION_HINT f32"
+            )
         return values
 
 
 def _infer(name: str, request: ov.InferRequest, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """Outputs by name. They are views into the request: copy what must outlive its next call."""
+    """Outputs by name. They are views into the request: copy them to keep them beyond its next call."""
     try:
         return request.infer(inputs, share_outputs=True)
     except RuntimeError as error:
         raise DeviceError(f"{name} failed: {_reason(error)}") from None
 
 
-def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None, bundle: Bundle) -> dict[str, str]:
-    """The bundle's own model cache. OpenVINO looks at a graph's path and date, not at its weights; the id does."""
-    if cache_dir is False:
+def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None, key: str | None) -> dict[str, str]:
+    """A model's own cache. OpenVINO tells graphs apart by path and date, not by their weights; the key does that."""
+    if cache_dir is False or key is None:
         return {}
-    folder = Path(cache_dir or user_cache() / "models") / bundle.manifest["bundle_id"]
+    folder = Path(cache_dir or user_cache() / "models") / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logging.getLogger(__name__).warning("%s: no model cache there (%s); starts stay slow", folder, error.strerror)
+        logging.getLogger(__name__).warning(
+            "%s: cannot keep a model cache there (%s); every start will be slow", folder, error.strerror
+        )
         return {}
     return {"CACHE_DIR": str(folder)}
 
 
 def _reason(error: RuntimeError) -> str:
-    """The line of an OpenVINO error that says something; the others say where in its sources."""
+    """The informative line of an OpenVINO error; the others only give positions in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (telling or lines or ["unknown error"])[-1]

@@ -1,4 +1,4 @@
-"""What a caller may want to catch. Every message is one line for people: what is wrong, where, what to do."""
+"""The errors that callers can catch. Every message is one line: what is wrong, where, what to do."""
 
 
 class Qwen3TTSError(Exception):
@@ -18,4 +18,4 @@ class DeviceError(Qwen3TTSError):
 
 
 class RequestError(Qwen3TTSError, ValueError):
-    """A request that this bundle cannot serve, or a parameter out of range."""
+    """A request that the loaded model cannot serve, or a parameter out of range."""

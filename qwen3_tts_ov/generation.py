@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,16 +17,16 @@ from .sampling import Sampling, TalkerSampler, exponential
 from .speech import Outcome, StopReason, Timings
 from .voice import VoicePrompt
 
-LARGEST_CHUNK = 16  # frames decoded in one go; 32 are 3 % faster and take 200 MB more
+LARGEST_CHUNK = 16  # frames decoded in one call; 32 are 3 % faster and take 200 MB more
 _PAUSE_SECONDS = 0.25  # between the pieces of a long text
-_DECAY_SECONDS = 0.001  # in which the sample before a pause falls to a third, so that no cut clicks
+_DECAY_SECONDS = 0.001  # the time constant with which speech decays into a pause, so that no cut clicks
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request: what is left can only fail in the device."""
+    """A checked request: only the device can fail from here on."""
 
-    pieces: Sequence[tuple[Prompt, int]]  # each with the most frames that it may take
+    pieces: Sequence[tuple[Prompt, int]]  # each with its limit of frames
     voice: VoicePrompt | None
     seed: int
     talker: Sampling
@@ -38,22 +38,21 @@ def speak(engine: Engine, request: Request, sizes: Iterator[int]) -> Generator[F
     """Yields chunks of speech, float32 [samples], of `sizes` frames each; returns the outcome."""
     started = time.perf_counter()
     first_audio, waited, samples = 0.0, 0.0, 0
-    rate, groups = engine.bundle.sample_rate, engine.bundle.config["talker_config"]["num_code_groups"]
-    codes: list[Codes] = [np.empty((0, groups), np.int64)]
-    stops: set[StopReason] = set()
+    rate = engine.model.sample_rate
     with engine.session() as session:
-        for chunk in _chunks(session, engine.bundle.config, request, sizes, rate, codes, stops):
+        pieces = _Pieces(session, engine.model.config, request, sizes, rate)
+        for chunk in pieces:
             given = time.perf_counter()
             first_audio = first_audio or given - started
             samples += len(chunk)
             yield chunk
-            waited += time.perf_counter() - given  # what the listener does meanwhile is not our time
+            waited += time.perf_counter() - given  # the time that the listener takes in between is not counted
         seconds, calls = dict(session.seconds), dict(session.calls)
     return Outcome(
-        codes=np.concatenate(codes),
+        codes=pieces.codes,
         samples=samples,
         sample_rate=rate,
-        stop_reason="max_frames" if "max_frames" in stops else "eos",
+        stop_reason=pieces.stop_reason,
         seed=request.seed,
         timings=Timings(first_audio, time.perf_counter() - started - waited, seconds, calls),
     )
@@ -67,39 +66,49 @@ def chunk_sizes(first: int) -> Iterator[int]:
         size = max(first, min(2 * size, LARGEST_CHUNK))
 
 
-def _chunks(
-    session: Session,
-    config: dict[str, Any],
-    request: Request,
-    sizes: Iterator[int],
-    rate: int,
-    codes: list[Codes],
-    stops: set[StopReason],
-) -> Iterator[Floats]:
-    """Chunks of all pieces with the pauses between; adds to `codes` and `stops` what belongs in the outcome."""
-    last = None
-    for prompt, limit in request.pieces:
-        if request.max_frames is not None:
-            limit = min(limit, request.max_frames - sum(map(len, codes)))
-        if last is not None and limit:
-            yield _pause(last, rate)
-        utterance = Utterance(session, config, request, prompt, limit)
-        for frames in _batches(utterance, sizes):
-            chunk = session.decode(frames)
-            codes.append(frames)
-            last = chunk[-1]
-            yield chunk
-        stops.add(utterance.stop_reason)
+class _Pieces:
+    """A request being spoken: gives chunks of all its pieces with pauses between, and keeps their codes."""
+
+    def __init__(
+        self, session: Session, config: Mapping[str, Any], request: Request, sizes: Iterator[int], rate: int
+    ) -> None:
+        self.stop_reason: StopReason = "eos"  # until a piece runs into its limit
+        self._session, self._config, self._request = session, config, request
+        self._sizes, self._rate = sizes, rate
+        self._codes: list[Codes] = [np.empty((0, config["talker_config"]["num_code_groups"]), np.int64)]
+
+    @property
+    def codes(self) -> Codes:
+        """The frames spoken so far, [frames, code groups]."""
+        return np.concatenate(self._codes)
+
+    def __iter__(self) -> Iterator[Floats]:
+        last = None
+        for prompt, limit in self._request.pieces:
+            if self._request.max_frames is not None:
+                limit = min(limit, self._request.max_frames - sum(map(len, self._codes)))
+            if last is not None and limit:
+                yield _pause(last, self._rate)
+            utterance = Utterance(self._session, self._config, self._request, prompt, limit)
+            for frames in _batches(utterance, self._sizes):
+                chunk = self._session.decode(frames)
+                self._codes.append(frames)
+                last = chunk[-1]
+                yield chunk
+            if utterance.stop_reason == "max_frames":
+                self.stop_reason = "max_frames"
 
 
 class Utterance:
-    """One piece being spoken: gives its frames, [code groups] each, and then tells why it stopped."""
+    """One piece being spoken: gives its frames, [code groups] each, and afterwards the reason why it stopped."""
 
-    def __init__(self, session: Session, config: dict[str, Any], request: Request, prompt: Prompt, limit: int) -> None:
+    def __init__(
+        self, session: Session, config: Mapping[str, Any], request: Request, prompt: Prompt, limit: int
+    ) -> None:
         self.stop_reason: StopReason = "max_frames"
         self._session, self._prompt, self._voice, self._limit = session, prompt, request.voice, limit
-        # Two streams of random numbers, so that neither depends on how many the other has used. Each piece starts
-        # them anew: a designed voice then stays closer to itself from piece to piece.
+        # Two streams of random numbers, so that neither depends on how many the other has drawn. Each piece restarts
+        # them: a designed voice then varies less from piece to piece.
         talker, code_predictor = map(_generator, np.random.SeedSequence(request.seed).spawn(2))
         self._sampler = TalkerSampler(config, request.talker, talker)
         self._predictor = _PredictorInputs(config, request.code_predictor, code_predictor)
@@ -123,21 +132,21 @@ class Utterance:
                 logits, hidden = session.talk(embedding + text[min(number, len(text) - 1)])
 
     def _prime_decoder(self) -> None:
-        """Lets the decoder hear the reference, as if the speech went on from it; its samples are dropped."""
+        """Feeds the reference to the decoder, so that the speech continues from it; those samples are dropped."""
         if self._voice is not None and self._voice.codes is not None:
             for frames in _batches(self._voice.codes, chunk_sizes(LARGEST_CHUNK)):
                 self._session.decode(frames)
 
 
 class _PredictorInputs:
-    """What the code predictor needs for sampling a frame; a call draws the noise of the next one."""
+    """The code predictor's inputs for sampling; each call draws the noise of one frame."""
 
-    def __init__(self, config: dict[str, Any], sampling: Sampling, rng: np.random.Generator) -> None:
+    def __init__(self, config: Mapping[str, Any], sampling: Sampling, rng: np.random.Generator) -> None:
         codebook = config["talker_config"]["code_predictor_config"]["vocab_size"]
         self._shape = (1, config["talker_config"]["num_code_groups"] - 1, codebook)
         self._rng = rng if sampling.do_sample else None
         self._fixed = {
-            "noise": np.ones(self._shape, np.float32),  # no noise: the likeliest code wins
+            "noise": np.ones(self._shape, np.float32),  # none: the likeliest code wins
             "temperature": np.array([sampling.temperature], np.float32),
             "top_k": np.array([min(sampling.top_k or codebook, codebook)], np.int64),
             "top_p": np.array([sampling.top_p], np.float32),
@@ -154,7 +163,7 @@ def _generator(seed: np.random.SeedSequence) -> np.random.Generator:
 
 
 def _batches(frames: Iterable[Codes], sizes: Iterator[int]) -> Iterator[Codes]:
-    """Frames [code groups] gathered into [frames, code groups] of the sizes asked for, the last one shorter."""
+    """Frames [code groups] batched to [frames, code groups] by `sizes`; the last batch may be shorter."""
     source = iter(frames)
     for size in sizes:
         if not (batch := list(islice(source, size))):
@@ -163,6 +172,6 @@ def _batches(frames: Iterable[Codes], sizes: Iterator[int]) -> Iterator[Codes]:
 
 
 def _pause(last: np.float32, rate: int) -> Floats:
-    """Silence that the last sample before it decays into."""
+    """A pause: the last sample before it decays into silence."""
     time_after = np.arange(1, round(_PAUSE_SECONDS * rate) + 1, dtype=np.float32) / rate
     return last * np.exp(-time_after / np.float32(_DECAY_SECONDS))

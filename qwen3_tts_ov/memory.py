@@ -1,4 +1,4 @@
-"""Memory that OpenVINO no longer needs, given back to the system. Does nothing but on Linux."""
+"""A process's memory: its peak, and giving back to the system what OpenVINO no longer needs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,29 @@ from pathlib import Path
 _MADV_DONTNEED = 4  # <sys/mman.h>
 _MAPS = Path("/proc/self/maps")
 
-mapping = threading.Lock()
-"""Held while graphs are compiled: a span that is unmapped and taken for other data must not be given back."""
+mapping_lock = threading.Lock()
+"""Held while graphs are compiled: a span that was unmapped and mapped again for other data must not be released."""
+
+
+def peak_bytes() -> int:
+    """The most bytes that this process has had resident; 0 on Windows, where Python cannot ask."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024
 
 
 def release(places: Collection[Path]) -> None:
-    """Drops what is resident of the mapped files in `places` (files or folders), then trims.
+    """Drops the resident pages of mapped files in `places` (files or folders), then trims. Only on Linux.
 
-    A graph's weights are mapped from its file and, when it first runs, copied in the layout of its kernels; both then
-    stay resident. What is read again after all comes back from the system's cache of files.
+    A graph's weights are mapped from its file and, when it first runs, copied into the layout of its kernels; both then
+    stay resident. A page that is read again after all comes back from the system's file cache.
     """
     if _MAPS.exists():
         libc = ctypes.CDLL(None)
-        with mapping:
+        with mapping_lock:
             for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
                 span, permissions, _, _, _, *name = line.split(maxsplit=5)
                 # A shared mapping has no pages of the process's own that could be lost.
@@ -34,6 +44,6 @@ def release(places: Collection[Path]) -> None:
 
 
 def trim() -> None:
-    """Gives back what the allocator keeps of freed memory, where it is glibc's."""
+    """Gives back freed memory that the allocator keeps, if it is glibc's."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(ctypes.c_size_t(0))

@@ -1,13 +1,14 @@
 """What the talker is asked to speak, as data: two aligned rows of ids.
 
 Every prefill position of Qwen3-TTS is the sum of a text-side and a codec-side embedding. So a prompt needs no
-tensors: it is one row of text ids and one row of codec ids, with places for a speaker vector and for reference
-frames. Whoever holds the embedding tables (the PyTorch networks, the OpenVINO runtime) looks the rows up and adds
+tensors: it is one row of text ids and one row of codec ids, with placeholders for a speaker vector and for reference
+frames. The holder of the embedding tables (the PyTorch networks, the OpenVINO runtime) looks the rows up and adds
 them. The rules are those of the official package: `Qwen3TTSForConditionalGeneration.generate` and
-`generate_icl_prompt` in qwen_tts/core/models/modeling_qwen3_tts.py.
+`generate_icl_prompt` in qwen_tts/core/models/modeling_qwen3_tts.py. Whether a checkpoint can serve a request is
+checked before, in request.py.
 
-Two text modes exist. *Text first*: the whole text stands in the prefill (the official `non_streaming_mode=True`).
-*Text beside audio*: the prefill holds the first text token, and each generated frame is given one more.
+There are two text modes. *Text first*: the whole text is in the prefill (the official `non_streaming_mode=True`).
+*Text beside audio*: the prefill holds the first text token, and each generated frame is fed one more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from .errors import RequestError
 
 NONE = -1  # nothing on this side
 SPEAKER = -2  # codec side: the speaker vector (x-vector)
@@ -26,10 +29,6 @@ Config = Mapping[str, Any]  # a checkpoint's parsed config.json
 # Lengths, in tokens, of what the chat template puts around a text: "<|im_start|>assistant\n" before it,
 # "<|im_end|>\n<|im_start|>assistant\n" (or only "<|im_end|>\n" for a reference) after it.
 _ROLE, _TEXT_END, _REFERENCE_END = 3, 5, 2
-
-
-class PromptError(ValueError):
-    """A request that this checkpoint cannot serve; the message says what it can."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +63,14 @@ def custom_voice(
     instruct: str | None = None,
     text_first: bool = True,
 ) -> Prompt:
-    """A voice of the checkpoint's `spk_id` table, optionally steered by an instruction.
+    """A voice of the checkpoint's `spk_id` table, in any case, optionally steered by an instruction.
 
-    Raises PromptError for an unknown speaker or language, an empty text, another kind of checkpoint, or an
-    instruction given to a 0.6B checkpoint, which was not trained to follow one.
+    Raises RequestError for an unknown language or an empty text.
     """
-    _require_kind(config, "custom_voice")
     talker = config["talker_config"]
-    speakers = {name.lower(): name for name in talker["spk_id"]}
-    if speaker.lower() not in speakers:
-        raise PromptError(f"unknown speaker {speaker!r}; this checkpoint has: {', '.join(sorted(speakers))}")
-    if instruct and config.get("tts_model_size") == "0b6":
-        raise PromptError("0.6B checkpoints do not follow an instruction; leave it out or use a 1.7B one")
-    name = speakers[speaker.lower()]
+    name = {name.lower(): name for name in talker["spk_id"]}[speaker.lower()]
     dialect = talker.get("spk_is_dialect", {}).get(name) or None
-    control = _codec_control(talker, _language_id(talker, language, dialect), talker["spk_id"][name])
+    control = _codec_control(talker, language_id(talker, language, dialect), talker["spk_id"][name])
     return _assemble(config, tokenize, text, control, instruct, text_first)
 
 
@@ -90,20 +82,18 @@ def voice_design(
     language: str = "auto",
     text_first: bool = True,
 ) -> Prompt:
-    """A voice described in words by `instruct`. Raises PromptError as `custom_voice` does."""
-    _require_kind(config, "voice_design")
+    """A voice described in words by `instruct`. Raises RequestError as `custom_voice` does."""
     talker = config["talker_config"]
-    control = _codec_control(talker, _language_id(talker, language), None)
+    control = _codec_control(talker, language_id(talker, language), None)
     return _assemble(config, tokenize, text, control, instruct, text_first)
 
 
 def clone_x_vector(
     config: Config, tokenize: Tokenize, text: str, language: str = "auto", text_first: bool = False
 ) -> Prompt:
-    """A voice given by a speaker vector alone. Raises PromptError as `custom_voice` does."""
-    _require_kind(config, "base")
+    """A voice given by a speaker vector alone. Raises RequestError as `custom_voice` does."""
     talker = config["talker_config"]
-    control = _codec_control(talker, _language_id(talker, language), SPEAKER)
+    control = _codec_control(talker, language_id(talker, language), SPEAKER)
     return _assemble(config, tokenize, text, control, None, text_first)
 
 
@@ -116,21 +106,20 @@ def clone_icl(
     language: str = "auto",
     text_first: bool = False,
 ) -> Prompt:
-    """A voice given by a speaker vector, a reference recording's frames and what is said in it (in-context learning).
+    """A voice given by a speaker vector, a reference recording's frames and its transcript (in-context learning).
 
-    `reference_frames` is the number of 80 ms frames of the reference. Raises PromptError as `custom_voice` does, and
-    for an empty reference.
+    `reference_frames` is the number of 80 ms frames of the reference. Raises RequestError as `custom_voice`
+    does, and for an empty reference.
     """
-    _require_kind(config, "base")
     if reference_frames < 1:
-        raise PromptError("the reference recording has no frames")
+        raise RequestError("the reference recording has no frames")
     talker = config["talker_config"]
     eos, pad = config["tts_eos_token_id"], config["tts_pad_token_id"]
     role, spoken = _split_text(tokenize, text)
     reference = tokenize(f"<|im_start|>assistant\n{reference_text}<|im_end|>\n")[_ROLE:-_REFERENCE_END]
     if not reference:
-        raise PromptError("the reference text is empty; give what the recording says, or clone by x-vector alone")
-    control = _codec_control(talker, _language_id(talker, language), SPEAKER)
+        raise RequestError("the reference text is empty; give what the recording says, or clone by x-vector alone")
+    control = _codec_control(talker, language_id(talker, language), SPEAKER)
     rows = _Rows(config).instruct(None, tokenize).control(role, control)
     text_row = [*reference, *spoken, eos]
     codec_row = [talker["codec_bos_id"], *[REFERENCE] * reference_frames]
@@ -138,7 +127,7 @@ def clone_icl(
         rows.add(text_row, [talker["codec_pad_id"]] * len(text_row))
         rows.add([pad] * len(codec_row), codec_row)
         return rows.prompt(trailing=[])
-    # The two rows run side by side; the longer text goes on beside the audio, the shorter is padded.
+    # The two rows run side by side: a longer text continues beside the audio, a shorter one is padded.
     overlap = len(codec_row)
     rows.add((text_row + [pad] * overlap)[:overlap], codec_row)
     return rows.prompt(trailing=text_row[overlap:])
@@ -147,7 +136,7 @@ def clone_icl(
 def _assemble(
     config: Config, tokenize: Tokenize, text: str, control: list[int], instruct: str | None, text_first: bool
 ) -> Prompt:
-    """Instruction, role, codec control tokens and text, for every mode but in-context cloning."""
+    """Instruction, role, codec control tokens and text, for every mode except in-context cloning."""
     talker = config["talker_config"]
     eos, pad = config["tts_eos_token_id"], config["tts_pad_token_id"]
     role, spoken = _split_text(tokenize, text)
@@ -162,7 +151,7 @@ def _assemble(
 
 
 class _Rows:
-    """The two rows while they grow."""
+    """The two rows under construction."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -181,7 +170,7 @@ class _Rows:
         return self
 
     def control(self, role: list[int], control: list[int]) -> _Rows:
-        """The role tokens, then every control token but the last (codec_bos), which opens the text or the audio."""
+        """The role tokens, then all control tokens except the last (codec_bos), which opens the text or the audio."""
         pad, bos = self.config["tts_pad_token_id"], self.config["tts_bos_token_id"]
         self.add(role, [NONE] * len(role))
         self.add([pad] * (len(control) - 2) + [bos], control[:-1])
@@ -196,31 +185,29 @@ def _split_text(tokenize: Tokenize, text: str) -> tuple[list[int], list[int]]:
     ids = tokenize(f"<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n")
     spoken = ids[_ROLE:-_TEXT_END]
     if not text.strip() or not spoken:
-        raise PromptError("there is no text to speak")
+        raise RequestError("there is no text to speak")
     return ids[:_ROLE], spoken
 
 
-def _language_id(talker: Config, language: str, dialect: str | None = None) -> int | None:
-    """The language's codec id, None for `auto`. A dialect speaker speaks the dialect in `chinese` and in `auto`."""
+def language_id(talker: Config, language: str, dialect: str | None = None) -> int | None:
+    """A language's codec id, None for `auto`. A dialect speaker speaks the dialect in `chinese` and in `auto`.
+
+    Raises RequestError for an unknown language.
+    """
     known = talker["codec_language_id"]
-    name = language.lower()
+    name = str(language).lower()
     if name != "auto" and name not in known:
-        raise PromptError(f"unknown language {language!r}; this checkpoint has: auto, {', '.join(sorted(known))}")
+        raise RequestError(f"unknown language {language!r}; this checkpoint has: auto, {', '.join(sorted(known))}")
     if dialect is not None and name in ("auto", "chinese"):
         return known[dialect]
     return None if name == "auto" else known[name]
 
 
-def _codec_control(talker: Config, language_id: int | None, speaker: int | None) -> list[int]:
+def _codec_control(talker: Config, language: int | None, speaker: int | None) -> list[int]:
     """The codec-side control tokens: language tag, speaker (a codec id or SPEAKER), pad, bos."""
-    if language_id is None:
+    if language is None:
         tag = [talker["codec_nothink_id"], talker["codec_think_bos_id"], talker["codec_think_eos_id"]]
     else:
-        tag = [talker["codec_think_id"], talker["codec_think_bos_id"], language_id, talker["codec_think_eos_id"]]
+        tag = [talker["codec_think_id"], talker["codec_think_bos_id"], language, talker["codec_think_eos_id"]]
     voice = [] if speaker is None else [speaker]
     return [*tag, *voice, talker["codec_pad_id"], talker["codec_bos_id"]]
-
-
-def _require_kind(config: Config, kind: str) -> None:
-    if config["tts_model_type"] != kind:
-        raise PromptError(f"this checkpoint is a {config['tts_model_type']} one; {kind} speech needs a {kind} one")

@@ -1,4 +1,4 @@
-"""How the talker's next first code is chosen from its logits, in the official order.
+"""Sampling of the talker's next first code from its logits, in the official order.
 
 Order, as `transformers.generate` applies it in the official package: repetition penalty over the codes so far, the
 end token held back for the first `min_new_tokens`, suppressed ids, then (when sampling) temperature, top-k, top-p.
@@ -59,7 +59,7 @@ class Sampling:
 
 
 def suppressed(config: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Which talker ids are never generated, bool [vocabulary]: the control ids but the end token."""
+    """Mask of the talker ids that are never generated, bool [vocabulary]: the control ids except the end token."""
     talker = config["talker_config"]
     mask = np.zeros(talker["vocab_size"], dtype=bool)
     mask[-_CONTROL_IDS:] = True
@@ -82,7 +82,7 @@ def warp(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float32]
 
 
 def exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Exp(1) draws, never 0: numpy's float32 ones are, once in ten million, and log 0 would let any id win."""
+    """Exp(1) draws, never 0: in float32 numpy draws a 0 once in ten million, and log 0 would let any id win."""
     return np.maximum(rng.standard_exponential(shape, dtype=np.float32), np.finfo(np.float32).tiny)
 
 

@@ -1,4 +1,4 @@
-"""What a synthesis gives: chunks while it runs, and the whole with its story at the end."""
+"""The results of a synthesis: a stream of chunks, and finished speech with its codes and timings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ StopReason = Literal["eos", "max_frames"]
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in seconds."""
+    """How long it took, in seconds."""
 
     first_audio: float  # from the request to the first chunk
     total: float
@@ -27,27 +27,27 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What is known when speech has ended.
+    """The facts about finished speech.
 
-    A long text is spoken in pieces with a pause between; `codes` holds the pieces' frames one after another, and
-    `stop_reason` is `max_frames` when any piece ran into its limit instead of ending by itself.
+    A long text is spoken in pieces with pauses between; `codes` holds the frames of all pieces in order, and
+    `stop_reason` is `max_frames` if any piece reached its limit before its end token.
     """
 
     codes: NDArray[np.int64]  # [frames, code groups]
     samples: int
     sample_rate: int  # Hz
     stop_reason: StopReason
-    seed: int  # gives the same codes again
+    seed: int  # reproduces the codes
     timings: Timings
 
     @property
     def duration(self) -> float:
-        """Of the audio, in seconds."""
+        """The length of the audio, in seconds."""
         return self.samples / self.sample_rate
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of work for one second of audio; under 1 is faster than speech."""
+        """Seconds of work per second of audio; below 1 is faster than real time."""
         return self.timings.total / self.duration if self.samples else float("inf")
 
 
@@ -63,9 +63,9 @@ class Speech(Outcome):
 
 
 class SpeechStream(Iterator[NDArray[np.float32]]):
-    """Chunks of speech as they are made, float32 [samples]. The waveform is not kept: memory stays bounded.
+    """Chunks of speech as they are generated, float32 [samples]. They are not kept, so memory stays bounded.
 
-    A stream belongs to one thread. Closing it, leaving its `with` block or dropping it ends the generation.
+    A stream belongs to one thread. Closing it, leaving its `with` block or dropping it stops the generation.
     """
 
     def __init__(self, chunks: Generator[NDArray[np.float32], None, Outcome], sample_rate: int) -> None:
@@ -87,12 +87,12 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
         self.close()
 
     def close(self) -> None:
-        """Ends the generation early; does nothing when it has ended."""
+        """Stops the generation; does nothing if it has ended."""
         self._chunks.close()
 
     @property
     def outcome(self) -> Outcome:
-        """What is known at the end. Raises RuntimeError before the last chunk was taken."""
+        """The facts about the finished speech. Raises RuntimeError until the stream has been read to its end."""
         if self._outcome is None:
-            raise RuntimeError("the stream has not come to its end")
+            raise RuntimeError("the stream has not been read to its end")
         return self._outcome

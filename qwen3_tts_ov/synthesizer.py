@@ -1,245 +1,194 @@
-"""Text to speech from a bundle: three ways to name a voice, each whole or streamed."""
+"""Text to speech: one door to every kind of model, for speech as a whole or as a stream."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, TypedDict, Unpack
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
-from . import audio, prompt, text
+from . import audio, prompt, request, text
 from .bundle import Bundle
-from .engine import Engine
+from .engine import Engine, MakeSession
 from .errors import RequestError
 from .generation import Request, chunk_sizes, speak
-from .prompt import Prompt, PromptError
+from .model import Model
+from .prompt import Prompt
+from .request import Options, Voice
 from .sampling import Sampling
 from .speech import Speech, SpeechStream
 from .voice import VoicePrompt
 
-PIECE_SECONDS = 30.0  # a slow reader's time for what is spoken in one go; longer texts are cut at sentences
+PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut into pieces at sentences
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech
 FIRST_CHUNK = 4  # frames
 
 
-class Options(TypedDict, total=False):
-    """What every request takes. Sampling names and defaults are those of the checkpoint's generation_config.json."""
-
-    seed: int  # fixes talker and code predictor; drawn, and told in the outcome, when left out
-    text_first: bool  # the whole text before the audio (default, but not for clones), or fed beside it
-    max_frames: int  # replaces the limit from the text's length; for all pieces of a long text together
-    do_sample: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    subtalker_dosample: bool
-    subtalker_temperature: float
-    subtalker_top_k: int
-    subtalker_top_p: float
-
-
 class Synthesizer:
-    """A loaded bundle, ready to speak. Threads may share it; each request then has infer requests of its own.
+    """A compiled model, ready to speak. Threads may share it; each request then has infer requests of its own.
 
-    `device` is an OpenVINO device (`CPU`, `GPU`, `NPU`, `AUTO`, `HETERO:GPU,CPU`), or a mapping from component to
-    device. `properties` maps a component to compile properties, over what the bundle recommends for the device. In both
-    the key `default` means every other component. Compiled graphs are kept in `cache_dir`, by default
-    in the user's cache so that the second start is fast; False keeps none.
+    `model` is a bundle, or graphs that stand alone. `device` is an OpenVINO device (`CPU`, `GPU`, `NPU`, `AUTO`,
+    `HETERO:GPU,CPU`), or a mapping from component to device. `properties` maps a component to compile properties, which
+    take precedence over those that the bundle recommends for the device. In both mappings the key `default` stands for
+    all components not named. Compiled graphs are kept in `cache_dir`, by default in the user's cache, so that the
+    second start is fast; False keeps none.
 
-    A batch of texts is a call for each, from as many threads as there are to be at work: they take turns on the device
+    A batch of texts is one call per text, from as many threads as should be working: they take turns on the device
     unless it was compiled for several at once (`properties={"default": {"NUM_STREAMS": 4}}`), each then on fewer cores.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: Bundle | Model,
         device: str | Mapping[str, str] = "CPU",
         properties: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
     ) -> None:
-        self.bundle = bundle
-        self.engine = Engine(bundle, device, properties, cache_dir)
-        talker = bundle.config["talker_config"]
-        self._code_groups: int = talker["num_code_groups"]
-        self._codebook: int = talker["code_predictor_config"]["vocab_size"]
-        self._width: int = talker["hidden_size"]
-        self._positions: int = talker["max_position_embeddings"]
-        self._special = {token.content for token in bundle.tokenizer.get_added_tokens_decoder().values()}
+        self.model = model.model if isinstance(model, Bundle) else model
+        self.engine = Engine(self.model, device, properties, cache_dir)
 
-    def custom_voice(
-        self, text: str, speaker: str, language: str = "auto", instruct: str | None = None, **options: Unpack[Options]
-    ) -> Speech:
-        """Speaks with one of the bundle's voices (`bundle.speakers`), optionally as `instruct` says.
+    def using(self, session: MakeSession) -> Synthesizer:
+        """The same compiled graphs, run through another class of session, which can record or steer what they do."""
+        other = copy.copy(self)
+        other.engine = self.engine.using(session)
+        return other
 
-        Raises RequestError for what this bundle cannot serve, DeviceError when the device fails.
-        """
-        return self._whole(self._custom_voice(text, speaker, language, instruct, options))
-
-    def stream_custom_voice(
+    def speak(
         self,
         text: str,
-        speaker: str,
-        language: str = "auto",
+        voice: Voice | None = None,
         instruct: str | None = None,
-        first_chunk: int = FIRST_CHUNK,
-        **options: Unpack[Options],
-    ) -> SpeechStream:
-        """`custom_voice` in chunks: the first after `first_chunk` frames of 80 ms, later ones up to twice as long.
-
-        Joined they equal the whole, sample by sample; with another `first_chunk`, as closely as the speech decoder's
-        arithmetic goes (1e-5 in f32, 1e-2 in bf16; full scale is 1).
-        """
-        return self._stream(self._custom_voice(text, speaker, language, instruct, options), first_chunk)
-
-    def voice_design(self, text: str, instruct: str, language: str = "auto", **options: Unpack[Options]) -> Speech:
-        """Speaks with a voice that `instruct` describes in words. Raises as `custom_voice` does."""
-        return self._whole(self._voice_design(text, instruct, language, options))
-
-    def stream_voice_design(
-        self,
-        text: str,
-        instruct: str,
         language: str = "auto",
-        first_chunk: int = FIRST_CHUNK,
+        reference_text: str | None = None,
         **options: Unpack[Options],
-    ) -> SpeechStream:
-        """`voice_design` in chunks, as `stream_custom_voice`."""
-        return self._stream(self._voice_design(text, instruct, language, options), first_chunk)
+    ) -> Speech:
+        """Speaks a text. What chooses the voice depends on the kind of model:
 
-    def clone(self, text: str, voice: VoicePrompt, language: str = "auto", **options: Unpack[Options]) -> Speech:
-        """Speaks with the voice of a recording. Nothing of the recording is in the result. Raises as `custom_voice`."""
-        return self._whole(self._clone(text, voice, language, options))
+        - custom_voice: `voice` is one of `model.speakers`, by default `model.default_voice`; `instruct` may say how to
+          speak (1.7B only).
+        - voice_design: `instruct` describes the voice in words.
+        - base: `voice` is a recording to clone (a path, or `(samples, rate)`), a saved voice prompt (a path that ends
+          in .safetensors) or a VoicePrompt. `reference_text` is what a recording says; see `voice_prompt`.
 
-    def stream_clone(
-        self,
-        text: str,
-        voice: VoicePrompt,
-        language: str = "auto",
-        first_chunk: int = FIRST_CHUNK,
-        **options: Unpack[Options],
-    ) -> SpeechStream:
-        """`clone` in chunks, as `stream_custom_voice`."""
-        return self._stream(self._clone(text, voice, language, options), first_chunk)
+        `language` is one of the model's, or `auto`. Nothing of a recording is in the result.
 
-    def voice_prompt(self, recording: audio.Source, reference_text: str | None = None) -> VoicePrompt:
-        """The voice of a recording: a path, or `(samples, rate)`; 3 to 15 seconds of clean speech are best.
-
-        With `reference_text`, exactly what is said in it, the voice is cloned in context; without, by its x-vector
-        alone. Half a second of silence is put after the recording before it is turned into codes: else its last sound
-        tends to open the new speech. (The official package does not; its codes are these without the last 6 or 7.)
-
-        Raises AudioError for a recording that cannot be used, RequestError when the bundle cannot clone.
+        Raises RequestError for a request that this model cannot serve, AudioError for a recording that cannot be used,
+        DeviceError when the device fails.
         """
-        self._require("base")
-        if reference_text is not None:
-            self._check_text(reference_text, "the reference text")
-        waveform = audio.load(recording, self.bundle.sample_rate)
-        x_vector = self.engine.x_vector(waveform)
-        if reference_text is None:
-            return VoicePrompt(x_vector)
-        if text.seconds(reference_text) * 2 < len(waveform) / self.bundle.sample_rate:
-            logging.getLogger(__name__).warning(
-                "the reference text is short for its recording; give all that is said, or the speech may not end"
-            )
-        silence = round(REFERENCE_SILENCE_SECONDS * self.bundle.sample_rate)
-        return VoicePrompt(x_vector, self.engine.encode(np.pad(waveform, (0, silence))), reference_text)
-
-    def _custom_voice(self, text: str, speaker: str, language: str, instruct: str | None, options: Options) -> Request:
-        self._require("custom_voice")
-        if instruct:
-            self._check_text(instruct, "the instruction")
-        plan = partial(prompt.custom_voice, speaker=speaker, language=language, instruct=instruct)
-        return self._request(plan, text, None, options)
-
-    def _voice_design(self, text: str, instruct: str, language: str, options: Options) -> Request:
-        self._require("voice_design")
-        self._check_text(instruct, "the description of the voice")
-        return self._request(partial(prompt.voice_design, instruct=instruct, language=language), text, None, options)
-
-    def _clone(self, text: str, voice: VoicePrompt, language: str, options: Options) -> Request:
-        self._require("base")
-        if not isinstance(voice, VoicePrompt):
-            raise RequestError(f"the voice must be a VoicePrompt, as voice_prompt() makes, not {type(voice).__name__}")
-        if voice.x_vector.shape != (self._width,):
-            raise RequestError(
-                f"the voice prompt has {voice.x_vector.size} numbers where this model takes {self._width}; "
-                "it was made with another model size, make it again with this one"
-            )
-        if voice.codes is None or voice.text is None:
-            return self._request(partial(prompt.clone_x_vector, language=language), text, voice, options)
-        if (
-            voice.codes.shape[1:] != (self._code_groups,)
-            or not 0 <= voice.codes.min() <= voice.codes.max() < self._codebook
-        ):
-            raise RequestError("the voice prompt's codes are not this model's; make it again with this one")
-        plan = partial(
-            prompt.clone_icl, reference_text=voice.text, reference_frames=len(voice.codes), language=language
-        )
-        return self._request(plan, text, voice, options)
-
-    def _request(
-        self, plan: Callable[..., Prompt], spoken: str, voice: VoicePrompt | None, options: Options
-    ) -> Request:
-        """Checks everything and plans the prompts of all pieces. Raises RequestError."""
-        if unknown := set(options) - set(Options.__annotations__):
-            known = ", ".join(Options.__annotations__)
-            raise RequestError(f"unknown option {', '.join(sorted(unknown))}; known: {known}")
-        self._check_text(spoken, "the text")
-        seed = options.get("seed", secrets.randbits(32))
-        _require_whole("seed", seed, 0)
-        if (max_frames := options.get("max_frames")) is not None:
-            _require_whole("max_frames", max_frames, 1)
-        if "text_first" in options:
-            plan = partial(plan, text_first=options["text_first"])
-        generation = {**self.bundle.manifest["generation"], **options}
-        try:
-            talker, code_predictor = Sampling.talker(generation), Sampling.code_predictor(generation)
-            pieces = [self._piece(plan, piece, max_frames) for piece in text.split(spoken, PIECE_SECONDS)]
-        except (PromptError, ValueError, TypeError) as error:
-            raise RequestError(str(error)) from None
-        return Request(pieces, voice, seed, talker, code_predictor, max_frames)
-
-    def _piece(self, plan: Callable[..., Prompt], piece: str, max_frames: int | None) -> tuple[Prompt, int]:
-        """A piece's prompt and frame limit: the caller's, else what its length and the checkpoint allow."""
-        planned = plan(self.bundle.config, self._tokenize, piece)
-        if max_frames is None:
-            budget = text.frame_budget(piece, self.bundle.frames_per_second)
-            max_frames = min(budget, self.bundle.manifest["generation"].get("max_new_tokens", budget))
-        room = self._positions - len(planned)
-        if room < 1:
-            raise RequestError(
-                f"the prompt takes {len(planned)} positions and the model has {self._positions}; shorten it"
-            )
-        return planned, min(max_frames, room)
-
-    def _tokenize(self, template: str) -> list[int]:
-        return self.bundle.tokenizer.encode(template, add_special_tokens=False).ids
-
-    def _check_text(self, value: str, name: str) -> None:
-        text.check(value, name)
-        if token := next((token for token in self._special if token in value), None):
-            raise RequestError(f"{name} holds the control token {token}; take it out")
-
-    def _require(self, kind: str) -> None:
-        if self.bundle.kind != kind:
-            raise RequestError(f"this bundle is a {self.bundle.kind} one; load a {kind} bundle for this")
-
-    def _whole(self, request: Request) -> Speech:
-        # In the chunks of a stream: bf16 rounds otherwise when the decoder is given otherwise many frames.
-        stream = self._stream(request, FIRST_CHUNK)
+        # In the chunks of a stream: with bf16 the rounding depends on the chunk size.
+        stream = self._stream(self._request(text, voice, instruct, language, reference_text, options), FIRST_CHUNK)
         waveform = np.concatenate([*stream, np.empty(0, np.float32)])
         return Speech(**vars(stream.outcome), waveform=waveform)
 
-    def _stream(self, request: Request, first_chunk: int) -> SpeechStream:
-        _require_whole("first_chunk", first_chunk, 1)
-        return SpeechStream(speak(self.engine, request, chunk_sizes(first_chunk)), self.bundle.sample_rate)
+    def stream(
+        self,
+        text: str,
+        voice: Voice | None = None,
+        instruct: str | None = None,
+        language: str = "auto",
+        reference_text: str | None = None,
+        first_chunk: int = FIRST_CHUNK,
+        **options: Unpack[Options],
+    ) -> SpeechStream:
+        """`speak` in chunks: the first after `first_chunk` frames of 80 ms, later ones up to twice as long.
 
+        Joined they equal the result of `speak`, sample by sample; with another `first_chunk`, within the precision of
+        the speech decoder's arithmetic (1e-5 in f32, 1e-2 in bf16; full scale is 1). The request is checked, and a
+        recording encoded, by this call; the text is spoken while the stream is read.
+        """
+        request.check_whole("first_chunk", first_chunk, 1)
+        return self._stream(self._request(text, voice, instruct, language, reference_text, options), first_chunk)
 
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    def voice_prompt(self, recording: audio.Source, reference_text: str | None = None) -> VoicePrompt:
+        """The voice of a recording, to save or to reuse: a path, or `(samples, rate)`; best 3 to 15 s of clean speech.
+
+        With `reference_text`, exactly what the recording says, the voice is cloned in context; without it, by its
+        x-vector alone. Half a second of silence is appended to the recording before it is encoded; otherwise its last
+        sound tends to open the new speech. (The official package appends none: its codes lack the last 6 or 7 frames.)
+
+        Raises AudioError for a recording that cannot be used, RequestError when the model cannot clone.
+        """
+        request.check_recording(self.model, reference_text)
+        waveform = audio.load(recording, self.model.sample_rate)
+        x_vector = self.engine.x_vector(waveform)
+        if reference_text is None:
+            return VoicePrompt(x_vector)
+        if text.seconds(reference_text) * 2 < len(waveform) / self.model.sample_rate:
+            logging.getLogger(__name__).warning(
+                "the reference text is short for its recording; give all that is said, or the speech may not end"
+            )
+        silence = round(REFERENCE_SILENCE_SECONDS * self.model.sample_rate)
+        return VoicePrompt(x_vector, self.engine.encode(np.pad(waveform, (0, silence))), reference_text)
+
+    def _request(
+        self,
+        spoken: str,
+        voice: Voice | None,
+        instruct: str | None,
+        language: str,
+        reference_text: str | None,
+        options: Options,
+    ) -> Request:
+        """Checks everything, encodes a recording and plans the prompts of all pieces."""
+        model = self.model
+        request.check_request(model, spoken, voice, instruct, language, reference_text)
+        request.check_options(options)
+        try:
+            generation = {**model.generation, **options}
+            talker, code_predictor = Sampling.talker(generation), Sampling.code_predictor(generation)
+        except (ValueError, TypeError) as error:
+            raise RequestError(str(error)) from None
+        seed, max_frames = options.get("seed"), options.get("max_frames")
+        cloned = self._clone(voice, reference_text) if model.kind == "base" else None
+        speaker = voice if isinstance(voice, str) else model.default_voice
+        text_first = options.get("text_first", cloned is None)
+        pieces = []
+        for piece in text.split(spoken, PIECE_SECONDS):
+            planned = self._plan(piece, speaker, cloned, instruct, language, text_first)
+            pieces.append((planned, self._limit(piece, planned, max_frames)))
+        seed = secrets.randbits(32) if seed is None else seed
+        return Request(pieces, cloned, seed, talker, code_predictor, max_frames)
+
+    def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
+        """The voice that a base model is to speak with."""
+        if isinstance(voice, VoicePrompt):
+            return voice
+        return VoicePrompt.load(voice) if request.is_saved(voice) else self.voice_prompt(voice, reference_text)
+
+    def _plan(
+        self,
+        piece: str,
+        speaker: str | None,
+        cloned: VoicePrompt | None,
+        instruct: str | None,
+        language: str,
+        text_first: bool,
+    ) -> Prompt:
+        """A piece's prompt, as this kind of model expects it."""
+        config, tokenize = self.model.config, self.model.tokenize
+        if cloned is not None and cloned.codes is not None and cloned.text is not None:
+            frames = len(cloned.codes)
+            return prompt.clone_icl(config, tokenize, piece, cloned.text, frames, language, text_first)
+        if cloned is not None:
+            return prompt.clone_x_vector(config, tokenize, piece, language, text_first)
+        if self.model.kind == "voice_design" or speaker is None:
+            return prompt.voice_design(config, tokenize, piece, instruct, language, text_first)
+        return prompt.custom_voice(config, tokenize, piece, speaker, language, instruct, text_first)
+
+    def _limit(self, piece: str, planned: Prompt, max_frames: int | None) -> int:
+        """The most frames that a piece may take: the caller's limit, or what its length and the checkpoint allow."""
+        if max_frames is None:
+            budget = text.frame_budget(piece, self.model.sample_rate / self.model.samples_per_frame)
+            max_frames = min(budget, self.model.generation.get("max_new_tokens", budget))
+        positions = self.model.config["talker_config"]["max_position_embeddings"]
+        room = positions - len(planned)
+        if room < 1:
+            raise RequestError(f"the prompt takes {len(planned)} positions and the model has {positions}; shorten it")
+        return min(max_frames, room)
+
+    def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
+        return SpeechStream(speak(self.engine, checked, chunk_sizes(first_chunk)), self.model.sample_rate)

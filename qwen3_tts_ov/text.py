@@ -1,7 +1,7 @@
-"""How long a text takes to speak, where to cut a long one, and how many frames it may take at most.
+"""How long a text takes to speak, where to cut a long one, and the most frames that it may take.
 
-All three rest on one rough estimate, seconds for each character by its script. It is deliberately slow-spoken: it
-bounds generation, it does not predict it.
+All three rest on one rough estimate: seconds per character, by script. It is deliberately slow, as it bounds
+generation and does not predict it.
 """
 
 import re
@@ -11,15 +11,15 @@ from functools import lru_cache
 
 from .errors import RequestError
 
-# Seconds to speak one character. Digits and symbols are read out as words; a mark of punctuation is a pause.
+# Seconds to speak one character. Digits and symbols are read out as words; punctuation is a pause.
 _LETTER, _KANA, _SYLLABLE, _WORD, _PAUSE = 0.08, 0.18, 0.28, 0.45, 0.3
 
 # A sentence ends after these and any closing marks that follow.
 _SENTENCE = "。！？｡；؟۔।॥\n"
 _CLAUSE = ",，、،:：—–"
 _CLOSING = "\"'”’»›」』）)]】》"
-# These end one only before a space and no small letter ("3.14", "e.g. this", "'Why?' he said"); and a full stop not
-# after what looks like a title or an initial ("Dr. Wu", "J. S. Bach").
+# These end a sentence only before a space that no lower-case letter follows (so not in "3.14", "e.g. this",
+# "'Why?' he said"); and a full stop does not after a likely title or initial ("Dr. Wu", "J. S. Bach").
 _STOP = re.compile(r"[.!?…;]{1,9}[\"'”’»›)\]]*(\s(?!\s*[a-zà-öø-ÿа-я])|$)")
 _ABBREVIATION = re.compile(r"(?<!\w)[A-ZÀ-ÖØ-ÞА-Я]\w{0,2}$")
 
@@ -28,20 +28,20 @@ _SLOWEST, _BREATH = 4.0, 5.0
 
 
 def seconds(text: str) -> float:
-    """A slow reader's time for `text`, in seconds."""
+    """The time that a slow reader takes for `text`, in seconds."""
     return sum(map(_character_seconds, text))
 
 
 def frame_budget(text: str, frames_per_second: float) -> int:
-    """The most frames that `text` may take: 4 times a slow reader's time and 5 seconds more.
+    """The most frames that `text` may take: 4 times a slow reader's time plus 5 seconds.
 
-    The model now and then misses its end token and would babble on; no honest reading comes near this bound.
+    Now and then the model misses its end token and would babble on; a normal reading stays far below this bound.
     """
     return int((_SLOWEST * seconds(text) + _BREATH) * frames_per_second) + 1
 
 
 def check(text: str, name: str = "the text") -> None:
-    """Raises RequestError unless `text`, called `name` in the message, has something in it to speak."""
+    """Raises RequestError unless `text`, called `name` in the message, contains something to speak."""
     if not isinstance(text, str):
         raise RequestError(f"{name} must be a string, not {type(text).__name__}")
     if any(unicodedata.category(character) == "Cs" for character in text):
@@ -51,7 +51,7 @@ def check(text: str, name: str = "the text") -> None:
 
 
 def split(text: str, limit: float) -> list[str]:
-    """Pieces of at most `limit` seconds each, cut at the strongest boundary that will do.
+    """Pieces of at most `limit` seconds each, cut at the strongest boundary possible.
 
     Whole sentences are packed together while they fit. A sentence over the limit is cut at clauses, then at spaces,
     then anywhere. A text within the limit stays one piece, unchanged.
@@ -63,7 +63,7 @@ def split(text: str, limit: float) -> list[str]:
     used, speaks = 0.0, False
     for part in _parts(text, limit):
         cost, speakable = seconds(part), any(map(str.isalnum, part))
-        if speaks and speakable and used + cost > limit:  # marks alone stay with what they follow or precede
+        if speaks and speakable and used + cost > limit:  # punctuation alone is no piece of its own
             pieces.append("".join(open_parts).strip())
             open_parts, used, speaks = [], 0.0, False
         open_parts.append(part)

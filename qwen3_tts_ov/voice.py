@@ -1,4 +1,4 @@
-"""A voice to clone, computed once from a recording and kept in a small safetensors file."""
+"""A voice to clone, computed once from a recording and saved in a small safetensors file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _FORMAT = "qwen3-tts-voice-prompt-1"
 
 @dataclass(frozen=True, eq=False)
 class VoicePrompt:
-    """What the model needs of a recording.
+    """A recording as the model takes it.
 
-    With `codes` and `text` it clones in context (ICL), which also follows how the recording is spoken; with the
-    x-vector alone it takes only the timbre.
+    With `codes` and `text` the voice is cloned in context (ICL), including its manner of speaking; with the x-vector
+    alone, only its timbre.
     """
 
     x_vector: NDArray[np.float32]  # [talker width]
@@ -27,7 +27,7 @@ class VoicePrompt:
     text: str | None = None  # what the recording says
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, whole or not at all. Raises AudioError when it cannot."""
+        """Writes a safetensors file, atomically. Raises AudioError if it cannot."""
         from safetensors.numpy import save
 
         tensors: dict[str, np.ndarray] = {"x_vector": self.x_vector}

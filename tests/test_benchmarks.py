@@ -79,8 +79,10 @@ def test_single_steps_say_what_two_calls_a_frame_say(bundle_of, artifact):
     """So that the comparison is one of how, not of what; in int8 a near-tie may fall otherwise further on."""
     greedy = {"do_sample": False, "subtalker_dosample": False}
     native = Synthesizer(Bundle.load(artifact("bundle", "tiny-base")), cache_dir=False)
-    nobody = VoicePrompt(np.zeros(native.bundle.config["talker_config"]["hidden_size"], np.float32))
-    ours = native.clone("Nobody knew.", nobody, "english", seed=1, text_first=True, max_frames=4, **greedy).codes
+    nobody = VoicePrompt(np.zeros(native.model.config["talker_config"]["hidden_size"], np.float32))
+    ours = native.speak(
+        "Nobody knew.", nobody, language="english", seed=1, text_first=True, max_frames=4, **greedy
+    ).codes
     steps = Stepwise(bundle_of("openarc"), {"INFERENCE_PRECISION_HINT": "f32"})
     plan = prompt.clone_x_vector(steps.config, steps.tokenize, "Nobody knew.", "english", text_first=True)
     theirs = steps.generate(plan, steps.generation | greedy, seed=1, frames=4)

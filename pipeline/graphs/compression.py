@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pipeline.graphs import teacher_forcing
 from pipeline.graphs.surgery import as_f32, readers, replace
 from pipeline.graphs.teacher_forcing import Arrays
 from pipeline.stage import PipelineError, one_line
+from qwen3_tts_ov.memory import peak_bytes
 
 # Constants with fewer elements (norms, biases, rotary frequencies, scales) cost nothing and stay in 32 bits.
 _SMALL = 4096
@@ -36,8 +36,7 @@ def compress(source: Path, target: Path, policy: dict[str, Any], spoken: Path) -
         model = compress_by_nncf(model, source.stem, dict(policy), spoken)
     to_f16(model)
     ov.save_model(model, target, compress_to_fp16=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
+    return {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak_bytes()}
 
 
 def compress_by_nncf(model: ov.Model, name: str, policy: dict[str, Any], spoken: Path) -> ov.Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import time
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ from model_src.layers import Linear
 from pipeline.graphs.adaptors import build_graph
 from pipeline.graphs.components import Component
 from pipeline.graphs.surgery import merge_products, readers, replace
+from qwen3_tts_ov.memory import peak_bytes
 
 # Traced as one operation over the stored weight. The tracer keeps every tensor that it sees, so running the layers
 # would hold a float32 copy of each weight for every use: 4.1 GB for the 1.7B's code predictor of 0.36 GB.
@@ -43,8 +43,7 @@ def export(
     for key, value in {"component": name, **labels}.items():
         model.set_rt_info(value, ["qwen3_tts", key])
     ov.save_model(model, directory / f"{name}.xml", compress_to_fp16=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak}
+    return {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak_bytes()}
 
 
 def convert(component: Component) -> ov.Model:

@@ -1,98 +1,80 @@
-"""Teacher forcing through the runtime's own loop: how often a device chooses the codes that a reference chose.
+"""Teacher forcing through the runtime's own loop: what it said is recorded, and how often a device agrees with that.
 
-Free-running codes part for good at the first that flips, so they would say when, not how much, a device differs. Here
-the talker is fed what the reference was fed, and each frame of the code predictor begins with the reference's first
-code. The random numbers are the same, so what is chosen otherwise is due to weights and arithmetic.
+Sequences that run freely diverge for good at the first code that differs, so they would show when a device differs, not
+how much. Here the talker is fed what the reference was fed, and each frame of the code predictor begins with the
+reference's first code. The random numbers are the same, so every difference is due to weights and arithmetic.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_tts_ov import Speech, Synthesizer
+from pipeline.stage import PipelineError
+from qwen3_tts_ov import Synthesizer
 from qwen3_tts_ov.engine import Codes, Floats, Session
 
 
-@dataclass
+@dataclass(frozen=True)
 class Record:
-    """One utterance: what the talker was fed in each call, [positions, width], and the codes [frames, groups]."""
+    """One utterance: the inputs and outputs of each talker call, the first being the prefill, and the codes."""
 
-    fed: list[Floats] = field(default_factory=list)
-    codes: Codes = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    fed: list[Floats]  # [positions, width] each
+    logits: list[Floats]  # [vocabulary] each
+    hidden: list[Floats]  # [1, width] each
+    codes: Codes  # [frames, groups]
 
 
-class _Recording:
-    """A session that notes what the talker is fed."""
+class _Recorder(Session):
+    """A session that appends the inputs, logits and hidden states of its talker to `calls`."""
 
-    def __init__(self, session: Session, record: Record) -> None:
-        self._session, self._record = session, record
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+    def __init__(self, calls: list[tuple[Floats, Floats, Floats]], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._talker_calls = calls
 
     def talk(self, embeddings: Floats) -> tuple[Floats, Floats]:
-        self._record.fed.append(embeddings.copy())
-        return self._session.talk(embeddings)
+        logits, hidden = super().talk(embeddings)
+        self._talker_calls.append((embeddings.copy(), logits.copy(), hidden[0].copy()))
+        return logits, hidden
 
 
-class _Forced:
+class _Forced(Session):
     """A session whose frames follow a record, whatever it would choose itself."""
 
-    def __init__(self, session: Session, record: Record) -> None:
-        self._session = session
+    def __init__(self, record: Record, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._fed, self._first_codes = iter(record.fed), iter(record.codes[:, 0])
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
     def talk(self, embeddings: Floats) -> tuple[Floats, Floats]:
-        return self._session.talk(next(self._fed))
+        return super().talk(next(self._fed))
 
     def predict_frame(
         self, hidden: Floats, first_code: int, sampling: Mapping[str, NDArray[Any]]
     ) -> tuple[Codes, Floats]:
-        codes, embedding = self._session.predict_frame(hidden, int(next(self._first_codes)), sampling)
+        codes, embedding = super().predict_frame(hidden, int(next(self._first_codes)), sampling)
         codes[0] = first_code  # its own choice is what is compared
         return codes, embedding
 
 
-def record(synthesizer: Synthesizer, speak: Callable[..., Speech]) -> Record:
-    """What a synthesizer says and what its talker was fed, for a text that is spoken in one piece."""
-    made = Record()
-    with _sessions(synthesizer, lambda session: _Recording(session, made)):
-        made.codes = speak().codes
-    return made
+def record(synthesizer: Synthesizer, text: str, **request: Any) -> Record:
+    """Speaks a text and records it. Raises PipelineError for a text too long to be spoken in one piece."""
+    calls: list[tuple[Floats, Floats, Floats]] = []
+    speech = synthesizer.using(partial(_Recorder, calls)).speak(text, **request)
+    fed, logits, hidden = (list(part) for part in zip(*calls, strict=True))
+    if sum(len(positions) > 1 for positions in fed) > 1:
+        raise PipelineError(f"{text[:40]!r}…: too long to be spoken in one piece; shorten it")
+    return Record(fed, logits, hidden, speech.codes)
 
 
-def agreement(synthesizer: Synthesizer, speak: Callable[..., Speech], reference: Record) -> dict[str, float]:
-    """The share of codes chosen as the reference did: of all, and of those that the talker chooses, 0 to 1.
+def agreement(synthesizer: Synthesizer, reference: Record, **request: Any) -> dict[str, float]:
+    """The share of codes that equal the reference's: of all codes, and of those that the talker chooses, 0 to 1.
 
-    Frames that are missing because the end token came too early count as different.
+    `request` is the one that was recorded. Frames missing because the end token came too early count as different.
     """
-    with _sessions(synthesizer, lambda session: _Forced(session, reference)):
-        codes = speak(max_frames=len(reference.codes)).codes
+    forced = synthesizer.using(partial(_Forced, reference))
+    codes = forced.speak(**request | {"max_frames": len(reference.codes)}).codes
     same = codes == reference.codes[: len(codes)]
     total, groups = reference.codes.shape
     return {"code_agreement": float(same.sum() / (total * groups)), "talker_agreement": float(same[:, 0].sum() / total)}
-
-
-@contextmanager
-def _sessions(synthesizer: Synthesizer, wrap: Callable[[Session], Any]) -> Iterator[None]:
-    """Lets the synthesizer speak through wrapped sessions."""
-    engine = synthesizer.engine
-    original = engine.session
-
-    @contextmanager
-    def wrapped() -> Iterator[Any]:
-        with original() as session:
-            yield wrap(session)
-
-    engine.session = wrapped  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del engine.session  # the class's own is back

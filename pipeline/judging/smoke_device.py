@@ -1,12 +1,9 @@
 """One device's part of smoke, in a process of its own: speaks from the bundle and judges what is heard."""
 
 import hashlib
-import resource
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +16,8 @@ from omegaconf import DictConfig
 from pipeline.judging.gates import GateError, Miss, missed, require
 from pipeline.judging.runtime_agreement import Record, agreement, record
 from pipeline.stage import ROOT
-from qwen3_tts_ov import Bundle, Outcome, Speech, SpeechStream, Synthesizer
+from qwen3_tts_ov import Bundle, Model, Outcome, Speech, SpeechStream, Synthesizer, memory
 from qwen3_tts_ov.text import seconds as slow_reading
-
-Requests = tuple[Callable[..., Speech], Callable[..., SpeechStream]]
 
 
 def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke: Path) -> dict[str, Any]:
@@ -32,11 +27,12 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
     DeviceError where the device fails; what misses a bound on quality is listed.
     """
     with tempfile.TemporaryDirectory(dir=smoke) as cache:
-        cold = start(bundle, device, cfg, cache)[0].engine.compile_seconds
-        synthesizer, whole, stream = start(bundle, device, cfg, cache)
+        cold = start(bundle.model, device, cfg, cache)[0].engine.compile_seconds
+        synthesizer, request = start(bundle.model, device, cfg, cache)
         cached = synthesizer.engine.compile_seconds
-        speech, again = whole(), whole()
-        waveform, outcome, chunks = listen(stream())
+        speech, again = synthesizer.speak(**request), synthesizer.speak(**request)
+        waveform, outcome, chunks = listen(synthesizer.stream(**request))
+        peak = memory.peak_bytes()  # before the codes are judged, with infer requests of their own
 
     if not (np.isfinite(speech.waveform).all() and np.isfinite(waveform).all()):
         raise GateError("some samples are not finite")  # 16 bits would hide them
@@ -44,7 +40,7 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
     speech.save(wav)
     heard = judge_wav(wav, len(speech.codes), bundle, cfg)
     difference = judge_runs(speech, again, outcome, waveform, cfg)
-    agreed = agreement(synthesizer, whole, reference)
+    agreed = agreement(synthesizer, reference, **request)
     return {
         "wav": wav.name,
         "frames": len(speech.codes),
@@ -61,25 +57,31 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
             "first_audio_seconds": outcome.timings.first_audio,
             "real_time_factor": again.real_time_factor,
             "seconds_by_component": dict(again.timings.seconds),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak,
             "chunks": chunks,
         },
     }
 
 
-def start(bundle: Bundle, device: str, cfg: DictConfig, cache: str | Literal[False]) -> tuple[Synthesizer, *Requests]:
-    """A synthesizer and its requests, a clone's encoders compiled and used as well."""
-    synthesizer = Synthesizer(bundle, device, cache_dir=cache)
-    return synthesizer, *requests(synthesizer, cfg)
+def start(
+    model: Model, device: str, cfg: DictConfig, cache: str | Literal[False]
+) -> tuple[Synthesizer, dict[str, Any]]:
+    """A synthesizer and the request for it; a base model's encoders are compiled and used as well."""
+    synthesizer, said = Synthesizer(model, device, cache_dir=cache), cfg.smoke
+    request = {"text": said.text, "seed": cfg.seed, "max_frames": said.max_frames}
+    if model.kind == "voice_design":
+        request["instruct"] = said.instruct
+    elif model.kind == "base":
+        request["voice"] = synthesizer.voice_prompt(ROOT / said.reference, said.reference_text)
+    return synthesizer, request
 
 
 def reference_record(bundle: Bundle, ir: Path, cfg: DictConfig) -> Record:
-    """What the CPU says with the weights as the checkpoint stores them, in 16 bits: the graphs of `export`."""
-    components = bundle.manifest["components"]
-    exported = {name: components[name] | {"xml": str((ir / f"{name}.xml").resolve())} for name in bundle.components}
-    uncompressed = replace(bundle, manifest=bundle.manifest | {"components": components | exported})
-    synthesizer, whole, _ = start(uncompressed, "CPU", cfg, False)
-    return record(synthesizer, whole)
+    """The CPU's record with the weights in 16 bits, as the checkpoint stores them: the graphs of `export`."""
+    graphs = {name: ir / f"{name}.xml" for name in bundle.components}
+    uncompressed = replace(bundle.model, graphs=graphs, integer_weights=frozenset(), cache_key=None)
+    synthesizer, request = start(uncompressed, "CPU", cfg, False)
+    return record(synthesizer, **request)
 
 
 def describe(device: str) -> dict[str, str | None]:
@@ -95,30 +97,8 @@ def describe(device: str) -> dict[str, str | None]:
     }
 
 
-def requests(synthesizer: Synthesizer, cfg: DictConfig) -> Requests:
-    """The same request twice, whole and streamed, in the one way that this kind of bundle speaks."""
-    bundle, said = synthesizer.bundle, cfg.smoke
-    common: dict[str, Any] = {"text": said.text, "seed": cfg.seed, "max_frames": said.max_frames}
-    if bundle.kind == "custom_voice":
-        speaker = bundle.speakers[0]
-        return (
-            partial(synthesizer.custom_voice, speaker=speaker, **common),
-            partial(synthesizer.stream_custom_voice, speaker=speaker, **common),
-        )
-    if bundle.kind == "voice_design":
-        return (
-            partial(synthesizer.voice_design, instruct=said.instruct, **common),
-            partial(synthesizer.stream_voice_design, instruct=said.instruct, **common),
-        )
-    voice = synthesizer.voice_prompt(ROOT / said.reference, said.reference_text)
-    return (
-        partial(synthesizer.clone, voice=voice, **common),
-        partial(synthesizer.stream_clone, voice=voice, **common),
-    )
-
-
 def listen(stream: SpeechStream) -> tuple[NDArray[np.float32], Outcome, list[dict[str, float]]]:
-    """The waveform [samples] and outcome of a stream, and when each chunk arrived against how much audio there was."""
+    """The waveform [samples] and outcome of a stream; for each chunk, the audio so far and the time it arrived."""
     chunks, arrivals, samples = [], [], 0
     start = time.perf_counter()
     for chunk in stream:

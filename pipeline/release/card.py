@@ -85,7 +85,7 @@ def front_matter(manifest: dict[str, Any]) -> ModelCardData:
 def how_to_say(manifest: dict[str, Any]) -> str:
     """The options of `qwen3-tts-ov say` that name a voice of this kind."""
     options = {
-        "base": '--clone voice.wav --ref-text "What it says."',
+        "base": '--voice voice.wav --ref-text "What it says."',
         "custom_voice": f"--voice {next(iter(manifest['speakers']), '')}",
         "voice_design": '--instruct "A calm, low voice."',
     }

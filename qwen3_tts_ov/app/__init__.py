@@ -1,1 +1,1 @@
-"""The programs that stand on the runtime: command line, server, bench. The core imports none of them."""
+"""Programs built on the runtime: command line, server, bench. The core imports nothing from here."""

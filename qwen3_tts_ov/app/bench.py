@@ -1,13 +1,12 @@
-"""What speaking costs on this machine: times, memory, and beside them what it costs just to read the weights.
+"""The cost of speaking on this machine: times and memory, compared with the time it takes just to read the weights.
 
-A frame reads every weight of the talker once, and those of the code predictor once for each of its passes. Reading as
-many bytes on the same threads is the time that no arithmetic goes below, unless the processor's cache holds them.
+A frame reads every weight of the talker once, and those of the code predictor once for each of its passes. Reading the
+same number of bytes on the same threads is a lower bound on the time, unless the processor's cache holds them.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import memory
 from ..bundle import Bundle
 from ..engine import user_cache
-from ..speech import Outcome, SpeechStream
+from ..speech import Outcome
 from ..synthesizer import Synthesizer
 from ..voice import VoicePrompt
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while in the afternoon sun."
 COMPONENTS = ("talker", "code_predictor", "speech_decoder")
-READ = ("talker", "code_predictor")  # those that memory bounds; the decoder's convolutions are bound by arithmetic
+READ = ("talker", "code_predictor")  # bound by memory bandwidth; the decoder's convolutions are bound by arithmetic
 
 
 def measure(
@@ -41,14 +41,14 @@ def measure(
     rounds: int,
     frames: int,
 ) -> dict[str, Any]:
-    """Speaks `rounds` times, at most `frames` frames each, after once to warm up: each figure as best and median."""
+    """Speaks once to warm up, then `rounds` times, at most `frames` frames each: each figure as best and median."""
     user_cache().mkdir(parents=True, exist_ok=True)
-    # On a disk, where /tmp may be memory.
+    # Not in /tmp, which may be memory.
     with tempfile.TemporaryDirectory(dir=user_cache(), ignore_cleanup_errors=True) as cache:
         cold = _compile_seconds(Synthesizer(bundle, device, properties, cache))
         synthesizer = Synthesizer(bundle, device, properties, cache)
         _speak(synthesizer, text, 0, frames)
-        peak = peak_memory_mb()  # before there is memory that only waits to be read
+        peak = memory.peak_bytes()  # before the readers take memory of their own
         readers = {name: component_reader(synthesizer, name) for name in READ}
         figures: dict[str, list[float]] = {}
         for seed in range(1, rounds + 1):
@@ -64,37 +64,16 @@ def measure(
         **{name: {"best": min(values), "median": statistics.median(values)} for name, values in figures.items()},
         "weights_mb_a_frame": {name: reader.size / 1e6 for name, reader in readers.items()},
         "threads": {name: reader.threads for name, reader in readers.items()},
-        "peak_memory_mb": peak,
+        "peak_memory_mb": peak / 1e6 or None,
     }
 
 
-def start_any(synthesizer: Synthesizer, text: str, **options: Any) -> SpeechStream:
-    """A stream of any voice that the bundle has; a base bundle speaks with nobody's."""
-    bundle = synthesizer.bundle
-    if bundle.kind == "custom_voice":
-        return synthesizer.stream_custom_voice(text, bundle.speakers[0], **options)
-    if bundle.kind == "voice_design":
-        return synthesizer.stream_voice_design(text, "A calm voice.", **options)
-    nobody = VoicePrompt(np.zeros(bundle.config["talker_config"]["hidden_size"], np.float32))
-    return synthesizer.stream_clone(text, nobody, **options)
-
-
 def ms_a_frame(outcome: Outcome) -> dict[str, float]:
-    """Milliseconds of each component for a frame; the talker's prefill, which comes once, stands for itself."""
+    """Milliseconds that each component takes per frame; the talker's prefill, which runs once, is listed apart."""
     seconds, calls = outcome.timings.seconds, outcome.timings.calls
     frames = {name: len(outcome.codes) for name in COMPONENTS} | {"talker": calls.get("talker", 0)}
     found = {f"{name}_ms_a_frame": 1000 * seconds.get(name, 0.0) / max(1, frames[name]) for name in COMPONENTS}
     return {"prefill_ms": 1000 * seconds["prefill"]} | found
-
-
-def peak_memory_mb() -> float | None:
-    """Of this process, in MB; None on Windows, where Python has no means to ask."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _compile_seconds(synthesizer: Synthesizer) -> float:
@@ -102,13 +81,12 @@ def _compile_seconds(synthesizer: Synthesizer) -> float:
 
 
 def _speak(synthesizer: Synthesizer, text: str, seed: int, frames: int) -> dict[str, float]:
-    speech = start_any(synthesizer, text, seed=seed, max_frames=frames)
-    for _ in speech:
-        pass
-    outcome = speech.outcome
-    spoken = len(outcome.codes)
+    model = synthesizer.model
+    nobody = VoicePrompt(np.zeros(model.config["talker_config"]["hidden_size"], np.float32))
+    voices: dict[str, dict[str, Any]] = {"voice_design": {"instruct": "A calm voice."}, "base": {"voice": nobody}}
+    outcome = synthesizer.speak(text, seed=seed, max_frames=frames, **voices.get(model.kind, {}))
     return {
-        "frames": spoken,
+        "frames": len(outcome.codes),
         "first_audio_seconds": outcome.timings.first_audio,
         "real_time_factor": outcome.real_time_factor,
         **ms_a_frame(outcome),
@@ -116,19 +94,19 @@ def _speak(synthesizer: Synthesizer, text: str, seed: int, frames: int) -> dict[
 
 
 class WeightReader:
-    """Reads as many bytes as one infer call reads weights (`weight_reads` of its graph), on `threads` threads."""
+    """Reads as many bytes as one infer call reads of its weights (see `weight_reads`), on `threads` threads."""
 
     def __init__(self, reads: list[tuple[int, int]], threads: int) -> None:
         self.size, held = sum(size * times for size, times in reads), sum(size for size, _ in reads)
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        # Weights that are read several times are memory that is read several times. Ones: untouched zeros would all
-        # be one page of the system's, and come from the processor's cache.
+        # Weights that a call reads several times are read several times here too. Ones, not zeros: untouched zero pages
+        # are all the same page, which would come from the processor's cache.
         self._parts = np.array_split(np.ones(max(1, held // 8), np.int64), threads)
         self._times = self.size / max(1, held)
 
     def seconds(self) -> float:
-        """How long one reading takes."""
+        """The time of one read."""
         start = time.perf_counter()
         list(self._pool.map(self._read, self._parts))
         return time.perf_counter() - start
@@ -141,14 +119,13 @@ class WeightReader:
 
 
 def component_reader(synthesizer: Synthesizer, name: str) -> WeightReader:
-    """A reader of as many bytes as a component's weights, on as many threads as the component has."""
-    xml = synthesizer.bundle.path(synthesizer.bundle.manifest["components"][name]["xml"])
+    """A reader of as many bytes as a component reads in a call, on as many threads as the component has."""
     threads = int(synthesizer.engine.property(name, "INFERENCE_NUM_THREADS") or 1)
-    return WeightReader(weight_reads(xml), threads)
+    return WeightReader(weight_reads(synthesizer.model.graphs[name]), threads)
 
 
 def weight_reads(xml: Path) -> list[tuple[int, int]]:
-    """Bytes of every weight matrix of a graph, and how often one infer call multiplies with it.
+    """The bytes of each weight matrix of a graph, and how many times one infer call multiplies by it.
 
     A weight may reach its product through the steps that decompress it: casts, zero points and scales.
     """
@@ -166,7 +143,7 @@ def weight_reads(xml: Path) -> list[tuple[int, int]]:
 
 
 def _stored(output: ov.Output) -> ov.Node | None:
-    """The constant that an input comes from, if it comes from nothing else."""
+    """The constant that an input comes from, if it comes from a constant alone."""
     node = output.get_node()
     kind = node.get_type_name()
     if kind in ("Multiply", "Subtract") and _stored(node.input_value(1)) is None:

@@ -1,6 +1,6 @@
-"""The command `qwen3-tts-ov`: speak from a shell, look at bundles, fetch and check them, measure, serve.
+"""The command `qwen3-tts-ov`: speak from a shell; inspect, fetch and check bundles; measure; serve.
 
-Speech goes to files or stdout, everything for people to stderr. An error is one line and exit code 1.
+Speech goes to files or stdout, messages for people to stderr. An error is one line and exit code 1.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ from .console import outlets_for, people, pour
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
-    from ..speech import Outcome, SpeechStream
+    from ..speech import Outcome
     from ..synthesizer import Synthesizer
-    from ..voice import VoicePrompt
-
-_PROMPT = ".safetensors"  # a saved voice prompt, where a recording may stand too
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -42,20 +39,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
 def app(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; what users can cause is one line on stderr and exit code 1."""
+    """Runs the command line. An error that a user can cause is one line on stderr and exit code 1."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what comes of them is told once
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # silences its retries; their outcome is reported once
     try:
         sys.exit(commands(arguments or ["--help"], prog_name="qwen3-tts-ov", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever listened to stdout has gone
+    except BrokenPipeError:  # the reader of stdout is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Qwen3TTSError, OSError) as error:
         _fail(str(error))
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's usage errors, whichever click it carries
+        if not hasattr(error, "format_message"):  # typer's usage errors, from the click it bundles
             raise
         context = getattr(error, "ctx", None)
         _fail(f"{error.format_message()} (see {context.command_path if context else 'qwen3-tts-ov'} --help)")
@@ -69,30 +66,32 @@ def say(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="WAV, FLAC or PCM [speech.wav].")] = None,
     play: Annotated[bool, typer.Option("--play", help="Play it while it is made.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Raw 16-bit mono PCM to stdout as it is made.")] = False,
-    voice: Annotated[str | None, typer.Option(help="A voice of the bundle; see `voices`.")] = None,
+    voice: Annotated[
+        str | None, typer.Option(help="A voice of the bundle, see `voices`; or a recording or saved voice to clone.")
+    ] = None,
     language: Annotated[str, typer.Option(help="A language of the bundle; see `languages`.")] = "auto",
-    instruct: Annotated[str | None, typer.Option(help="How to speak, or which voice to design.")] = None,
-    clone: Annotated[Path | None, typer.Option(help="A recording to clone, or a voice saved by `voice`.")] = None,
+    instruct: Annotated[str | None, typer.Option(help="How to speak, or a description of the voice.")] = None,
     ref_text: Annotated[str | None, typer.Option(help="What the recording says; clones it more closely.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Stop after so many frames of 80 ms.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Stop after this many frames of 80 ms.")] = None,
     revision: Revision = None,
     device: Devices = None,
     properties: Properties = None,
     as_json: AsJson = False,
 ) -> None:
     """Speak a text."""
+    from ..request import Fields, check_request
+
     spoken = _read_text(text, file)
     if output is None and not play and not stream:
         output = Path("speech.wav")
-    options = {"seed": seed, "max_frames": max_frames}
-    given = {name: value for name, value in options.items() if value is not None}
     loaded = _open(bundle, revision, verify=True)
-    _check_voice(loaded, voice, instruct, clone, ref_text)
+    fields = Fields("--voice", "--instruct", "--ref-text")
+    check_request(loaded.model, spoken, voice, instruct, language, ref_text, fields)
     outlets = outlets_for(output, play, stream, loaded.sample_rate)
     synthesizer = _compile(loaded, device, properties)
-    cloned = _voice_prompt(synthesizer, clone, ref_text)
-    outcome = pour(_start(synthesizer, spoken, voice, language, instruct, cloned, given), outlets)
+    speech = synthesizer.stream(spoken, voice, instruct, language, ref_text, seed=seed, max_frames=max_frames)
+    outcome = pour(speech, outlets)
     if as_json:
         print(
             json.dumps(_summary(outcome, output), indent=2, sort_keys=True), file=sys.stderr if stream else sys.stdout
@@ -116,8 +115,12 @@ def voice(
     device: Devices = None,
 ) -> None:
     """Save the voice of a recording, to be cloned later without the recording."""
-    _load(bundle, revision, device, None).voice_prompt(recording, ref_text).save(output)
-    people.print(f"{output}: saved; use it with `say --clone {output}`")
+    from ..request import check_recording
+
+    loaded = _open(bundle, revision, verify=True)
+    check_recording(loaded.model, ref_text)
+    _compile(loaded, device, None).voice_prompt(recording, ref_text).save(output)
+    people.print(f"{output}: saved; use it with `say --voice {output}`")
 
 
 @commands.command()
@@ -143,7 +146,7 @@ def devices(as_json: AsJson = False) -> None:
 
 @commands.command()
 def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
-    """Tell what a bundle is."""
+    """Describe a bundle."""
     loaded = _open(bundle, revision)
     manifest = loaded.manifest
     if as_json:
@@ -159,6 +162,7 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
         "needs": f"OpenVINO {manifest['minimum_openvino']} or later",
         "speech": f"{loaded.sample_rate} Hz, {loaded.frames_per_second:g} frames a second",
         "voices": ", ".join(loaded.speakers) or "none by name",
+        "default voice": loaded.default_voice or "none",
         "languages": ", ".join(loaded.languages),
         "components": ", ".join(loaded.components),
     }
@@ -167,7 +171,7 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
 
 @commands.command()
 def verify(bundle: BundleArgument, revision: Revision = None) -> None:
-    """Check every file of a bundle against its manifest, and its papers against SHA256SUMS."""
+    """Check every file of a bundle against its manifest, and the files of its release against SHA256SUMS."""
     loaded = _open(bundle, revision, verify=True)
     loaded.check_papers()
     print(f"{loaded.folder}: {len(loaded.manifest['files'])} files as listed, bundle {loaded.manifest['bundle_id']}")
@@ -178,7 +182,7 @@ def pull(
     repository: Annotated[str, typer.Argument(help="The bundle's id on the Hugging Face Hub, owner/name.")],
     revision: Revision = None,
 ) -> None:
-    """Fetch a bundle from the Hub and check it. Run again, it takes up an interrupted fetch."""
+    """Fetch a bundle from the Hub and check it. An interrupted fetch continues when it is run again."""
     print(_open(repository, revision, verify=True).folder)
 
 
@@ -193,7 +197,7 @@ def bench(
     properties: Properties = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure times and memory: best and median of a few rounds, beside a plain read of as many weights."""
+    """Measure times and memory: best and median of a few rounds, compared with just reading the weights."""
     from . import bench
 
     loaded = _open(bundle, revision, verify=True)
@@ -213,10 +217,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     voices: Annotated[Path | None, typer.Option(help="A folder of voices saved by `voice`, to clone.")] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="QWEN3_TTS_API_KEY", help="What clients must send; best by environment.")
+        str | None, typer.Option(envvar="QWEN3_TTS_API_KEY", help="The key that clients must send.")
     ] = None,
     slots: Annotated[
-        int, typer.Option(min=1, help="Requests served at a time, in turns without --property NUM_STREAMS.")
+        int,
+        typer.Option(min=1, help="Requests served at a time; they take turns unless --property NUM_STREAMS is set."),
     ] = 1,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are answered 503.")] = 16,
     max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
@@ -233,10 +238,10 @@ def serve(
 
     loaded = _open(bundle, revision, verify=True)
     if (voices is None) == (loaded.kind == "base"):
-        raise RequestError("--voices goes with a base bundle, which speaks with nothing else")
+        raise RequestError("a base bundle needs --voices, a folder of saved voices; no other kind takes it")
     prompts = None if voices is None else server.load_voices(voices)
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
-        people.print(f"without an API key, whoever reaches {host} can use this server")
+        people.print(f"there is no API key: anyone who can reach {host} can use this server")
     synthesizer = _compile(loaded, device, properties)
     limits = {"slots": slots, "queue": queue, "max_characters": max_characters}
     server.serve(server.application(synthesizer, voices=prompts, api_key=api_key, **limits), host, port)
@@ -261,14 +266,10 @@ def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:
     return Bundle.load(source, revision, verify=verify)
 
 
-def _load(source: str, revision: str | None, device: list[str] | None, properties: list[str] | None) -> Synthesizer:
-    return _compile(_open(source, revision, verify=True), device, properties)
-
-
 def _compile(bundle: Bundle, device: list[str] | None, properties: list[str] | None) -> Synthesizer:
     from ..synthesizer import Synthesizer
 
-    with people.status(f"Compiling {bundle.manifest['variant']} ..."):
+    with people.status(f"Compiling {bundle.model.name} ..."):
         return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []))
 
 
@@ -288,53 +289,6 @@ def _parse_properties(given: list[str]) -> dict[str, dict[str, str]]:
             raise RequestError(f"--property {item}: write it as KEY=VALUE or component.KEY=VALUE")
         parsed.setdefault(component or "default", {})[key] = value
     return parsed
-
-
-def _check_voice(
-    bundle: Bundle, voice: str | None, instruct: str | None, clone: Path | None, ref_text: str | None
-) -> None:
-    """Raises RequestError for options that do not go together, before anything is compiled."""
-    if clone is None and ref_text is not None:
-        raise RequestError("--ref-text belongs to a recording; give that with --clone")
-    if clone is not None and bundle.kind != "base":
-        raise RequestError(f"this bundle is a {bundle.kind} one; load a base bundle for --clone")
-    if bundle.kind == "base" and clone is None:
-        raise RequestError("a base bundle speaks with a recording's voice; give one with --clone")
-    if bundle.kind == "voice_design" and not instruct:
-        raise RequestError("a voice_design bundle needs the voice in words; give them with --instruct")
-    if bundle.kind == "custom_voice" and voice is None:
-        raise RequestError(f"choose a voice with --voice: {', '.join(bundle.speakers)}")
-    if bundle.kind != "custom_voice" and voice is not None:
-        raise RequestError(f"--voice does not go with a {bundle.kind} bundle; leave it out")
-    if bundle.kind == "base" and instruct is not None:
-        raise RequestError("--instruct does not go with a base bundle; leave it out")
-    if clone is not None and clone.suffix.lower() == _PROMPT and ref_text is not None:
-        raise RequestError(f"{clone} already holds its reference text; leave --ref-text out")
-
-
-def _voice_prompt(synthesizer: Synthesizer, clone: Path | None, ref_text: str | None) -> VoicePrompt | None:
-    from ..voice import VoicePrompt
-
-    if clone is not None and clone.suffix.lower() == _PROMPT:
-        return VoicePrompt.load(clone)
-    return None if clone is None else synthesizer.voice_prompt(clone, ref_text)
-
-
-def _start(
-    synthesizer: Synthesizer,
-    text: str,
-    voice: str | None,
-    language: str,
-    instruct: str | None,
-    cloned: VoicePrompt | None,
-    options: Any,
-) -> SpeechStream:
-    """The stream of the mode that the bundle serves."""
-    if cloned is not None:
-        return synthesizer.stream_clone(text, cloned, language, **options)
-    if voice is not None:
-        return synthesizer.stream_custom_voice(text, voice, language, instruct, **options)
-    return synthesizer.stream_voice_design(text, instruct or "", language, **options)
 
 
 def _summary(outcome: Outcome, output: Path | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where speech goes that a shell asked for: files, a player, stdout; with progress for people on stderr."""
+"""The outlets of a command's speech: a file, a player, stdout; progress is shown on stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ people = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def outlets_for(output: Path | None, play: bool, stream: bool, rate: int) -> list[Outlet]:
-    """Where the speech goes, refused here if it cannot go there."""
+    """The chosen outlets. Raises AudioError for one that cannot work."""
     from .. import audio
 
     outlets: list[Outlet] = []
@@ -35,7 +35,7 @@ def outlets_for(output: Path | None, play: bool, stream: bool, rate: int) -> lis
 
 
 def pour(speech: SpeechStream, outlets: list[Outlet]) -> Outcome:
-    """Lets the stream run into every outlet, with progress on a terminal."""
+    """Writes the stream to every outlet, with progress on a terminal."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(speech)
         opened = [stack.enter_context(outlet) for outlet in outlets]

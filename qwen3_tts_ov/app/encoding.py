@@ -1,4 +1,4 @@
-"""Speech as bytes for a network: each chunk is encoded when it comes, nothing is written over afterwards."""
+"""Speech as bytes for a network: each chunk is encoded as it arrives, and no byte is overwritten later."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ FORMATS = {
 
 
 class Encoder:
-    """Encodes the chunks of one utterance to `name`, one of FORMATS; the pieces joined are a file.
+    """Encodes the chunks of one utterance in the format `name`, one of FORMATS; the pieces joined are a file.
 
-    What a header would say about the length stays open, as the length is not known when the header leaves.
+    Headers leave the length open, as it is not known when they are sent.
     """
 
     def __init__(self, name: str, sample_rate: int) -> None:
@@ -43,14 +43,14 @@ class Encoder:
             return
         import soundfile
 
-        # Only at a constant bit rate can a decoder tell the time in an MP3 stream.
+        # Only at a constant bit rate can a decoder tell its position in an MP3 stream.
         rate = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if name == "mp3" else {}
         self._file = soundfile.SoundFile(
             self._sink, "w", sample_rate, 1, chosen.subtype, format=chosen.container, **rate
         )
 
     def encode(self, waveform: NDArray[np.float32]) -> bytes:
-        """The bytes that are ready after float32 [samples]; compressed ones come with some delay."""
+        """The bytes that are ready after float32 [samples]; those of compressed formats lag behind."""
         if self._file is None:
             self._sink.write(pcm16(waveform))
         else:
@@ -65,9 +65,9 @@ class Encoder:
 
 
 class _Sink:
-    """A file for libsndfile that hands on what is appended and forgets what is written over earlier bytes.
+    """A file for libsndfile that keeps appended bytes for `take` and ignores writes over earlier ones.
 
-    The first frame of an MP3 is the table of a finished file, empty until then: `skip_first` drops it.
+    The first frame of an MP3 is an index that is filled in when the file is finished: `skip_first` drops it.
     """
 
     def __init__(self, skip_first: bool) -> None:
@@ -91,7 +91,7 @@ class _Sink:
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        return b""  # libsndfile asks for the method, not for its bytes
+        return b""  # libsndfile requires the method but never reads
 
     def take(self) -> bytes:
         ready = bytes(self._ready)
@@ -100,7 +100,7 @@ class _Sink:
 
 
 def _wav_header(sample_rate: int) -> bytes:
-    """Of 16-bit mono, both lengths at their largest, which players read as "until the end"."""
+    """The header of 16-bit mono with both lengths at their maximum, which players take for "until the end"."""
     endless = 0xFFFFFFFF
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI", b"RIFF", endless, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16,

@@ -1,12 +1,12 @@
-"""An HTTP server that speaks OpenAI's `/v1/audio/speech`, for programs that were written for that.
+"""An HTTP server with OpenAI's `/v1/audio/speech`, for programs written for that API.
 
-A request waits in a bounded queue for one of a few slots. Speech is made at its own pace, minutes ahead of a client
-that reads slowly, so that it holds no slot; one that goes away ends the generation of its speech at the next chunk.
+A request waits in a bounded queue for one of a few slots. Speech is generated at its own pace, up to minutes ahead of
+a slow client, which therefore holds no slot; when a client disconnects, its generation stops at the next chunk.
 
 | kind of bundle | `voice` | `instructions` |
 |---|---|---|
-| custom_voice | a voice of the bundle | how to speak, optional |
-| voice_design | anything or nothing | the voice in words, required |
+| custom_voice | a voice of the bundle; without it, its default voice | how to speak, optional |
+| voice_design | ignored | the voice in words, required |
 | base | a voice prompt of the server's folder, by file name | refused |
 """
 
@@ -32,21 +32,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import AudioError, DeviceError, RequestError
+from ..request import Fields, Options, Voice, check_request
 from ..speech import SpeechStream
-from ..synthesizer import FIRST_CHUNK, Options, Synthesizer
+from ..synthesizer import FIRST_CHUNK, Synthesizer
 from ..voice import VoicePrompt
 from .encoding import FORMATS, Encoder
 
-# One bundle is served, so whoever asks for one of OpenAI's models gets it too.
+# The one bundle that is served also answers requests for OpenAI's models.
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
-_AHEAD = 256  # chunks made before the client must read, ten minutes of speech; until then it holds no slot
-_ESCAPED = 12  # bytes of JSON that one character takes at most, as "\ud83d\ude00"
+_AHEAD = 256  # chunks buffered for a client, ten minutes of speech; only a full buffer keeps its slot occupied
+_ESCAPED = 12  # the most bytes of JSON for one character, as in "\ud83d\ude00"
+
+_FIELDS = Fields("voice", "instructions")
 
 log = logging.getLogger(__name__)
 
 
 class SpeechRequest(BaseModel):
-    """The body of a request: OpenAI's fields, then this model's own."""
+    """The body of a request: OpenAI's fields, then those specific to this model."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -75,7 +78,7 @@ class SpeechRequest(BaseModel):
         return speed
 
     def options(self) -> Options:
-        """What the request says of generation, in the runtime's names."""
+        """The request's generation options, by the runtime's names."""
         given = self.model_dump(include=set(Options.__annotations__), exclude_none=True)
         return Options(**given)  # type: ignore[typeddict-item]
 
@@ -95,9 +98,9 @@ def application(
 ) -> Starlette:
     """The ASGI application of one loaded bundle.
 
-    `voices` are what a base bundle clones. `slots` requests are served at a time and `queue` more wait; beyond that
-    the answer is 503. `max_characters` bounds `input` and `instructions` each. With an `api_key`, all but `/health`
-    asks for it as a bearer token.
+    `voices` are the voices that a base bundle can clone, by name. `slots` requests are served at a time and `queue`
+    more wait; beyond that the answer is 503. `max_characters` bounds `input` and `instructions` each. With an
+    `api_key`, every path except `/health` requires it as a bearer token.
     """
     desk = _Desk(synthesizer, dict(voices or {}), anyio.Semaphore(slots, fast_acquire=True), queue, max_characters)
     return Starlette(
@@ -117,7 +120,7 @@ def load_voices(folder: Path) -> dict[str, VoicePrompt]:
     """The voice prompts of a folder by file name without ending. Raises AudioError."""
     voices = {path.stem: VoicePrompt.load(path) for path in sorted(folder.glob("*.safetensors"))}
     if not voices:
-        raise AudioError(f"{folder}: it holds no voice prompt (.safetensors); save one with the command `voice`")
+        raise AudioError(f"{folder}: it has no voice prompt (.safetensors); save one with `qwen3-tts-ov voice`")
     return voices
 
 
@@ -132,24 +135,23 @@ class _Desk:
         queue: int,
         max_characters: int,
     ) -> None:
-        bundle = synthesizer.bundle
         self._synthesizer, self._voices, self._max_characters = synthesizer, voices, max_characters
         self._slots, self._queue = slots, queue
         self._max_body = _ESCAPED * 2 * max_characters + 4096
-        self._model = f"{bundle.manifest['variant']}-{bundle.manifest['precision']}"
+        self._model = synthesizer.model.name
 
     async def speech(self, request: Request) -> ASGIApp:
         try:
             wanted = self._parse(await self._body(request))
-            stream = self._start(wanted)  # checks everything; nothing is computed before the first chunk is taken
+            stream = self._start(wanted)  # checks everything; nothing is computed before the first chunk is read
         except RequestError as error:
             return _error(400, str(error))
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # never read
         return _Speaking(stream, wanted.response_format, self._slots, self._queue)
 
     async def list_voices(self, _: Request) -> Response:
-        return JSONResponse({"voices": self._synthesizer.bundle.speakers or sorted(self._voices)})
+        return JSONResponse({"voices": self._synthesizer.model.speakers or sorted(self._voices)})
 
     async def list_models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._describe()]})
@@ -169,9 +171,9 @@ class _Desk:
         return {"id": self._model, "object": "model", "created": 0, "owned_by": "qwen3-tts-ov"}
 
     async def _body(self, request: Request) -> bytes:
-        """The body, read no further than it may be long. Raises HTTPException."""
+        """The body, read up to its maximum length. Raises HTTPException."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what a foreign web page cannot send without asking first
+        if kind != "application/json":  # which a foreign web page cannot send without a preflight request
             raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
         body = bytearray()
         async for part in request.stream():
@@ -181,7 +183,7 @@ class _Desk:
         return bytes(body)
 
     def _parse(self, body: bytes) -> SpeechRequest:
-        """Raises RequestError for the first thing that is wrong, HTTPException for a model that is not here."""
+        """Raises RequestError for the first fault, HTTPException for a model that is not served."""
         try:
             wanted = SpeechRequest.model_validate_json(body)
         except ValidationError as error:
@@ -194,27 +196,34 @@ class _Desk:
         return wanted
 
     def _start(self, wanted: SpeechRequest) -> SpeechStream:
-        """The stream of the mode that the bundle serves. Raises RequestError."""
-        loaded, common = self._synthesizer, (wanted.language,)
-        streaming: dict[str, Any] = {"first_chunk": wanted.first_chunk, **wanted.options()}
-        if loaded.bundle.kind == "voice_design":
-            if not wanted.instructions:
-                raise RequestError("this bundle designs a voice; describe it in instructions")
-            return loaded.stream_voice_design(wanted.input, wanted.instructions, *common, **streaming)
-        known = loaded.bundle.speakers or sorted(self._voices)
-        if wanted.voice is None:
-            raise RequestError(f"choose a voice: {', '.join(known) or 'this server has none; start it with --voices'}")
-        if loaded.bundle.kind == "custom_voice":
-            return loaded.stream_custom_voice(wanted.input, wanted.voice, *common, wanted.instructions, **streaming)
-        if wanted.instructions:
-            raise RequestError("instructions do not go with a cloned voice; leave them out")
-        if wanted.voice not in self._voices:
-            raise RequestError(f"unknown voice {wanted.voice!r}; this server has: {', '.join(known) or 'none'}")
-        return loaded.stream_clone(wanted.input, self._voices[wanted.voice], *common, **streaming)
+        """Raises RequestError for what the bundle cannot serve."""
+        model, voice = self._synthesizer.model, self._voice(wanted.voice)
+        check_request(model, wanted.input, voice, wanted.instructions, wanted.language, None, _FIELDS)
+        return self._synthesizer.stream(
+            wanted.input,
+            voice,
+            wanted.instructions,
+            wanted.language,
+            first_chunk=wanted.first_chunk,
+            **wanted.options(),
+        )
+
+    def _voice(self, name: str | None) -> Voice | None:
+        """The voice of a request. A client's string is only ever a name, never a path."""
+        kind = self._synthesizer.model.kind
+        if kind == "voice_design":  # OpenAI's clients always send one
+            return None
+        if kind != "base":
+            return name
+        if name not in self._voices:
+            known = ", ".join(sorted(self._voices)) or "none; start it with --voices"
+            fault = "choose a voice" if name is None else f"unknown voice {name!r}; this server has"
+            raise RequestError(f"{fault}: {known}")
+        return self._voices[name]
 
 
 class _Speaking:
-    """The answer to one request: makes the speech in a slot, and sends it at the pace that the client reads at."""
+    """The response to one request: generates the speech in a slot, and sends it as fast as the client reads."""
 
     def __init__(self, stream: SpeechStream, name: str, slots: anyio.Semaphore, queue: int) -> None:
         self._stream, self._format = stream, name
@@ -229,7 +238,7 @@ class _Speaking:
             tasks.cancel_scope.cancel()
 
     async def _make(self, ready: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Takes a slot and speaks. What goes wrong is sent as well, and ends the speech."""
+        """Takes a slot and speaks. An error is passed on in place of the next chunk, and ends the speech."""
         encoder = Encoder(self._format, self._stream.sample_rate)
 
         def next_piece() -> bytes | None:
@@ -253,7 +262,7 @@ class _Speaking:
     async def _send(
         self, audio: MemoryObjectReceiveStream[bytes | Exception], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """An error before the first audio is a status; later the connection ends early, which clients notice."""
+        """An error before the first audio becomes a status; a later one cuts the connection, which clients notice."""
         first = await audio.receive()
         if isinstance(first, _Busy):
             busy = _error(503, f"{self._queue} requests are waiting already; try again", {"Retry-After": "1"})
@@ -272,14 +281,14 @@ class _Speaking:
 
 
 async def _watch(receive: Receive, cancel: Callable[[], None]) -> None:
-    """Cancels when the client goes away."""
+    """Cancels when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     cancel()
 
 
 class _KeyRequired:
-    """Lets only requests with the key through, but anyone to /health."""
+    """Rejects requests without the key, except to /health."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app, self._expected = app, f"Bearer {api_key}".encode()
@@ -298,14 +307,14 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An error as OpenAI's clients read it."""
+    """An error in the form that OpenAI's clients expect."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     return JSONResponse(body, status, headers)
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong with a body, in one line."""
+    """The first fault of a body, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
@@ -314,7 +323,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:
-    """Serves until the process is asked to end; speech that then still runs has five seconds."""
+    """Serves until the process is asked to stop; responses in progress then have five seconds to finish."""
     import uvicorn
 
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=5, server_header=False)

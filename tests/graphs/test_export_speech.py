@@ -93,9 +93,9 @@ def synthesizer(artifact) -> Synthesizer:
 @pytest.mark.parametrize("text_first", [True, False])
 @pytest.mark.parametrize("frames", [5, 30])
 def test_two_infer_calls_make_a_frame(synthesizer, infer_calls, text_first, frames):
-    with synthesizer.stream_custom_voice(
+    with synthesizer.stream(
         "The quick brown fox jumps over the lazy dog.",
-        synthesizer.bundle.speakers[0],
+        "aiden",
         seed=1,
         text_first=text_first,
         max_frames=frames,

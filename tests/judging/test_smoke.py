@@ -183,17 +183,17 @@ def test_different_codes_or_samples_of_one_seed_are_not_correct():
             smoke_device.judge_runs(said, again, streamed, waveform, cfg)
 
 
-def test_agreement_is_whole_with_oneself_and_less_with_another(artifact):
+def test_agreement_is_whole_with_oneself_and_less_with_another(artifact, monkeypatch):
     cfg = configuration(("smoke.max_frames=12",))
-    exact, rough = (
-        smoke_device.start(Bundle.load(artifact("bundle", "tiny-custom-voice", precision)), "CPU", cfg, False)
-        for precision in ("fp16", "int8")
-    )
-    made = record(exact[0], exact[1])
-    np.testing.assert_array_equal(made.codes, exact[1]().codes)
-    assert agreement(exact[0], exact[1], made) == {"code_agreement": 1, "talker_agreement": 1}
-    found = agreement(rough[0], rough[1], made)
+    bundles = (Bundle.load(artifact("bundle", "tiny-custom-voice", precision)) for precision in ("fp16", "int8"))
+    (exact, request), (rough, _) = (smoke_device.start(bundle.model, "CPU", cfg, False) for bundle in bundles)
+    made = record(exact, **request)
+    np.testing.assert_array_equal(made.codes, exact.speak(**request).codes)
+    assert agreement(exact, made, **request) == {"code_agreement": 1, "talker_agreement": 1}
+    found = agreement(rough, made, **request)
     assert 0.05 < found["code_agreement"] < 1, "one wrong code must not spoil the frames after it"
-    free = (rough[1]().codes == made.codes).mean()
+    free = (rough.speak(**request).codes == made.codes).mean()
     assert found["code_agreement"] > free
-    assert exact[0].engine.session.__self__ is exact[0].engine, "sessions are no longer wrapped"
+    monkeypatch.setitem(exact.model.generation, "max_new_tokens", 2)  # of each piece
+    with pytest.raises(PipelineError, match="too long to be spoken in one piece"):
+        record(exact, request["text"] * 20)

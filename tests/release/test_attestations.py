@@ -124,10 +124,10 @@ def garble_sums(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (change_paper, "bom.cdx.json is not as SHA256SUMS says"),
-        (lose_paper, "bom.cdx.json is missing, but in SHA256SUMS"),
+        (change_paper, "bom.cdx.json does not match SHA256SUMS"),
+        (lose_paper, "bom.cdx.json is missing, but listed in SHA256SUMS"),
         (add_paper, "NOTICE is not in SHA256SUMS"),
-        (garble_sums, "talker.bin is not as SHA256SUMS says"),
+        (garble_sums, "talker.bin does not match SHA256SUMS"),
     ],
 )
 def test_a_paper_that_is_not_as_it_was_written_is_named(artifact, tmp_path, harm, said):

@@ -70,6 +70,18 @@ def test_the_manifest_describes_the_graphs_as_openvino_reads_them(artifact, vari
     assert manifest["components"]["talker"]["inputs"]["beam_idx"] == {"dtype": "i32", "shape": [-1]}
 
 
+def test_the_default_voice_is_the_checkpoints_first_or_the_one_that_conf_names(artifact, inputs):
+    plain = Bundle.load(artifact("bundle"))
+    assert "default_voice" not in plain.manifest
+    assert plain.default_voice == next(iter(plain.config["talker_config"]["spk_id"]))
+    run_bundle(inputs, "+variant.voice=ryan")
+    named = Bundle.load(inputs.bundle)
+    assert named.default_voice == named.manifest["default_voice"] == "ryan"
+    attestations.validate(named.manifest)
+    with pytest.raises(PipelineError, match=r"variant\.voice: the checkpoint has no voice 'alloy'; it has: aiden, "):
+        run_bundle(inputs, "+variant.voice=alloy")
+
+
 def test_the_same_inputs_give_the_same_bytes(inputs):
     run_bundle(inputs)
     first = checksums(inputs.bundle)

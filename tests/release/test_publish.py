@@ -184,7 +184,7 @@ def test_the_card_says_how_to_run_it_everywhere(released, kind, layout):
     assert (data.base_model, data.base_model_relation) == (manifest["source"]["repo"], "quantized")
     own = "" if layout == "native" else f"-{layout}"
     sample = f"https://huggingface.co/acme/tiny-custom-voice-int8{own}-ov/resolve/v1.2.3/samples/cpu.wav"
-    option = {"base": "--clone", "custom_voice": "--voice aiden", "voice_design": "--instruct"}[kind]
+    option = {"base": "--voice voice.wav", "custom_voice": "--voice aiden", "voice_design": "--instruct"}[kind]
     openarc = {"base": "voice_clone"}.get(kind, kind)
     for said in (
         "qwen3-tts-ov pull acme/tiny-custom-voice-int8-ov@v1.2.3",

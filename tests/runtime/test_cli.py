@@ -67,6 +67,11 @@ def base(artifact: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
+def design(artifact: Callable[..., Path]) -> Path:
+    return artifact("bundle", "tiny-voice-design", "int8")
+
+
+@pytest.fixture
 def voice(custom_voice: Path) -> str:
     return json.loads((custom_voice / "manifest.json").read_text())["speakers"][0]
 
@@ -101,8 +106,8 @@ def test_say_takes_the_text_from_argument_file_and_stdin_alike(run, custom_voice
     assert np.frombuffer(spoken[0].out, "<i2").any()
 
 
-def test_say_without_an_outlet_writes_speech_wav_and_json_tells_all(run, custom_voice, voice, work):
-    told = json.loads(succeed(run("say", custom_voice, "Hi.", "--voice", voice, "--max-frames", 2, "--json")))
+def test_say_with_a_text_alone_writes_speech_wav_and_json_tells_all(run, custom_voice, work):
+    told = json.loads(succeed(run("say", custom_voice, "Hi.", "--max-frames", 2, "--json")))
     assert (work / "speech.wav").exists()
     assert told["output"] == "speech.wav"
     assert told["frames"] == 2
@@ -111,16 +116,15 @@ def test_say_without_an_outlet_writes_speech_wav_and_json_tells_all(run, custom_
     assert {"seed", "real_time_factor", "first_audio_seconds", "duration"} <= set(told)
 
 
-def test_a_voice_is_designed_or_cloned_from_a_recording_or_a_saved_prompt(run, artifact, base, work):
-    design = artifact("bundle", "tiny-voice-design", "int8")
+def test_a_voice_is_designed_or_cloned_from_a_recording_or_a_saved_prompt(run, design, base, work):
     succeed(run("say", design, "Hi.", "--instruct", "A calm woman.", "--max-frames", 2, "-o", "design.flac"))
     clock = np.arange(48_000) / 16_000
     soundfile.write("me.ogg", 0.3 * np.sin(2 * np.pi * 200 * clock), 16_000)
     reference = ("--ref-text", "What I say here.")
     succeed(run("voice", base, "me.ogg", *reference, "-o", "me.safetensors"))
     common = ("say", base, "Hi.", "--seed", 1, "--max-frames", 2)
-    succeed(run(*common, "--clone", "me.ogg", *reference, "-o", "recording.wav"))
-    succeed(run(*common, "--clone", "me.safetensors", "-o", "prompt.wav"))
+    succeed(run(*common, "--voice", "me.ogg", *reference, "-o", "recording.wav"))
+    succeed(run(*common, "--voice", "me.safetensors", "-o", "prompt.wav"))
     assert (work / "recording.wav").read_bytes() == (work / "prompt.wav").read_bytes()
     assert soundfile.info(work / "design.flac").frames == 2 * FRAME
 
@@ -130,7 +134,9 @@ def test_bundles_are_described_for_people_and_programs(run, custom_voice, voice)
     assert "english" in json.loads(succeed(run("languages", custom_voice, "--json")))
     manifest = json.loads((custom_voice / "manifest.json").read_text())
     assert json.loads(succeed(run("info", custom_voice, "--json"))) == manifest
-    assert manifest["bundle_id"] in succeed(run("info", custom_voice))
+    told = " ".join(succeed(run("info", custom_voice)).split())
+    assert manifest["bundle_id"] in told
+    assert "default voice serena" in told
     assert manifest["bundle_id"] in succeed(run("verify", custom_voice))
     assert "CPU" in json.loads(succeed(run("devices", "--json")))
 
@@ -166,7 +172,7 @@ def test_help_lists_every_command(run):
         assert "Usage:" in succeed(run(command, "--help"))
 
 
-# The command line after the program's name; {} stands for a good bundle, BASE for one that clones.
+# The command line after the program's name; {} stands for a good bundle, BASE and DESIGN for those of other kinds.
 BAD_LINES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["sing"], "No such command 'sing'"),
     "no bundle": (["say"], "Missing argument 'bundle'"),
@@ -179,20 +185,23 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
     "empty text": (["say", "{}", "", "--voice", "ryan"], "there is nothing to speak"),
     "missing bundle": (["say", "nowhere", "Hi."], "nowhere: there is no such folder"),
     "folder that is no bundle": (["voices", "."], "it has no manifest.json"),
-    "no voice": (["say", "{}", "Hi."], "choose a voice with --voice: "),
-    "unknown voice": (["say", "{}", "Hi.", "--voice", "nobody"], "unknown speaker 'nobody'"),
+    "unknown voice": (["say", "{}", "Hi.", "--voice", "nobody"], "unknown voice 'nobody'; this bundle has: aiden, "),
+    "instruction to 0.6B": (["say", "{}", "Hi.", "--instruct", "Calm."], "leave --instruct out or use a 1.7B one"),
     "unknown language": (["say", "{}", "Hi.", "--voice", "ryan", "--language", "elvish"], "unknown language 'elvish'"),
     "ref text alone": (["say", "{}", "Hi.", "--ref-text", "x"], "--ref-text belongs to a recording"),
-    "clone by custom voice": (["say", "{}", "Hi.", "--clone", "tone.wav"], "load a base bundle"),
-    "base without clone": (["say", "BASE", "Hi."], "give one with --clone"),
-    "clone with voice": (
-        ["say", "BASE", "Hi.", "--clone", "tone.wav", "--voice", "ryan"],
-        "--voice does not go with a base bundle",
+    "clone by custom voice": (["say", "{}", "Hi.", "--voice", "tone.wav"], "only a base bundle clones a recording"),
+    "base without voice": (["say", "BASE", "Hi."], "give a recording or a saved voice prompt with --voice"),
+    "base with instruction": (["say", "BASE", "Hi.", "--voice", "tone.wav", "--instruct", "x"], "leave --instruct out"),
+    "design without words": (["say", "DESIGN", "Hi."], "describe it with --instruct"),
+    "design with voice": (["say", "DESIGN", "Hi.", "--voice", "ryan"], "leave --voice out and describe"),
+    "two reference texts": (
+        ["say", "BASE", "Hi.", "--voice", "bad.safetensors", "--ref-text", "x"],
+        "already holds its reference text; leave --ref-text out",
     ),
-    "clone of nothing": (["say", "BASE", "Hi.", "--clone", "none.wav"], "none.wav: there is no such file"),
-    "clone of a text": (["say", "BASE", "Hi.", "--clone", "latin1.txt"], "cannot read it as audio"),
+    "clone of nothing": (["say", "BASE", "Hi.", "--voice", "none.wav"], "none.wav: there is no such file"),
+    "clone of a text": (["say", "BASE", "Hi.", "--voice", "latin1.txt"], "cannot read it as audio"),
     "prompt that is none": (
-        ["say", "BASE", "Hi.", "--clone", "bad.safetensors"],
+        ["say", "BASE", "Hi.", "--voice", "bad.safetensors"],
         "bad.safetensors: not a voice prompt",
     ),
     "output without ending": (["say", "{}", "Hi.", "--voice", "ryan", "-o", "out"], "out: cannot write a file without"),
@@ -206,19 +215,20 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
         "cannot be compiled for CPU",
     ),
     "no frames": (["say", "{}", "Hi.", "--voice", "ryan", "--max-frames", "0"], "max_frames must be"),
+    "voice of a custom voice": (["voice", "{}", "tone.wav", "-o", "me.safetensors"], "bundle cannot clone a recording"),
     "no rounds": (["bench", "{}", "--rounds", "0"], "Invalid value for '--rounds'"),
     "pull of a path": (["pull", "/no/such/thing"], "there is no such folder, and it is not a Hub id"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_LINES)
-def test_a_bad_line_is_answered_in_one_line_and_leaves_no_file(run, custom_voice, base, voice, work, case):
+def test_a_bad_line_is_answered_in_one_line_and_leaves_no_file(run, custom_voice, base, design, voice, work, case):
     arguments, message = BAD_LINES[case]
     (work / "latin1.txt").write_bytes(b"G\xfc\xdfe")
     (work / "bad.safetensors").write_bytes(b"{}")
     soundfile.write(work / "tone.wav", 0.3 * np.sin(np.arange(48_000) / 20), 24_000)
     before = sorted(os.listdir(work))
-    known = {"{}": str(custom_voice), "BASE": str(base), "ryan": voice}
+    known = {"{}": str(custom_voice), "BASE": str(base), "DESIGN": str(design), "ryan": voice}
     done = run(*(known.get(argument, argument) for argument in arguments))
     assert done.code == 1, done.err
     assert message in done.err

@@ -27,7 +27,7 @@ def test_weights_that_a_graph_has_copied_do_not_stay_mapped_in_memory(artifact, 
     bundle = Bundle.load(artifact("bundle"))
 
     def say(loaded: Synthesizer) -> np.ndarray:
-        return loaded.custom_voice("One.", bundle.speakers[0], seed=1, max_frames=1).waveform
+        return loaded.speak("One.", seed=1, max_frames=1).waveform
 
     loaded = Synthesizer(bundle, cache_dir=tmp_path)
     before = resident(bundle.folder)

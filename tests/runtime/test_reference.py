@@ -39,7 +39,7 @@ def reference_codes(
     synthesizer: Synthesizer, model: SpeechModel, plan: prompt.Prompt, voice: VoicePrompt | None = None
 ) -> np.ndarray:
     """What the networks say greedily, codes [frames, groups]."""
-    generation = synthesizer.bundle.manifest["generation"] | GREEDY
+    generation = synthesizer.model.generation | GREEDY
     sampling = Sampling.talker(generation), Sampling.code_predictor(generation)
     speaker = None if voice is None else torch.from_numpy(voice.x_vector)
     reference = None if voice is None or voice.codes is None else torch.from_numpy(voice.codes)
@@ -49,17 +49,17 @@ def reference_codes(
 @pytest.mark.parametrize("text_first", [True, False])
 def test_custom_voice(both, text_first):
     synthesizer, model = both("tiny-custom-voice")
-    speaker = synthesizer.bundle.speakers[-1]
-    plan = prompt.custom_voice(model.config, synthesizer._tokenize, TEXT, speaker, LANGUAGE, None, text_first)
-    speech = synthesizer.custom_voice(TEXT, speaker, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
+    speaker = synthesizer.model.speakers[-1]
+    plan = prompt.custom_voice(model.config, synthesizer.model.tokenize, TEXT, speaker, LANGUAGE, None, text_first)
+    speech = synthesizer.speak(TEXT, speaker, None, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
     np.testing.assert_array_equal(speech.codes, reference_codes(synthesizer, model, plan))
 
 
 @pytest.mark.parametrize("text_first", [True, False])
 def test_voice_design(both, text_first):
     synthesizer, model = both("tiny-voice-design")
-    plan = prompt.voice_design(model.config, synthesizer._tokenize, TEXT, INSTRUCT, LANGUAGE, text_first)
-    speech = synthesizer.voice_design(TEXT, INSTRUCT, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
+    plan = prompt.voice_design(model.config, synthesizer.model.tokenize, TEXT, INSTRUCT, LANGUAGE, text_first)
+    speech = synthesizer.speak(TEXT, None, INSTRUCT, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
     np.testing.assert_array_equal(speech.codes, reference_codes(synthesizer, model, plan))
 
 
@@ -70,10 +70,10 @@ def test_clone(both, text_first, reference_text):
     clock = np.arange(48_000) / 24_000
     tone = (0.3 * np.sin(2 * np.pi * 180 * clock) * np.sin(2 * np.pi * 2 * clock) ** 2).astype(np.float32)
     voice = synthesizer.voice_prompt((tone, 24_000), reference_text)
-    tokenize = synthesizer._tokenize
+    tokenize = synthesizer.model.tokenize
     if reference_text is None:
         plan = prompt.clone_x_vector(model.config, tokenize, TEXT, LANGUAGE, text_first)
     else:
         plan = prompt.clone_icl(model.config, tokenize, TEXT, reference_text, len(voice.codes), LANGUAGE, text_first)
-    speech = synthesizer.clone(TEXT, voice, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
+    speech = synthesizer.speak(TEXT, voice, None, LANGUAGE, text_first=text_first, max_frames=FRAMES, **GREEDY)
     np.testing.assert_array_equal(speech.codes, reference_codes(synthesizer, model, plan, voice))

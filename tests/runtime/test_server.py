@@ -72,7 +72,7 @@ def idle(client: httpx2.Client, slots: int = 1) -> bool:
 @pytest.mark.parametrize("name", ["mp3", "opus", "flac", "wav", "pcm"])
 def test_every_format_holds_the_speech_that_the_runtime_makes(serving, synthesizer, name, tmp_path):
     loaded = synthesizer()
-    with loaded.stream_custom_voice("Hello.", "ryan", seed=1, max_frames=12) as stream:
+    with loaded.stream("Hello.", "ryan", seed=1, max_frames=12) as stream:
         expected = np.concatenate(list(stream))
     request = {"input": "Hello.", "voice": "ryan", "seed": 1, "max_frames": 12, "response_format": name}
     with serving() as client:
@@ -97,9 +97,12 @@ def test_every_format_holds_the_speech_that_the_runtime_makes(serving, synthesiz
         assert np.sqrt(np.mean(np.square(samples))) == pytest.approx(loudness, rel=0.3)
 
 
-def test_the_default_is_mp3_and_openais_model_names_are_understood(serving):
+def test_the_default_is_mp3_in_the_default_voice_and_openais_model_names_are_understood(serving):
     with serving() as client:
-        answer = client.post(SPEECH, json={"model": "tts-1", "input": "Hi.", "voice": "ryan", "max_frames": 2})
+        request = {"model": "tts-1", "input": "Hi.", "max_frames": 2, "seed": 1}
+        answer = client.post(SPEECH, json=request)
+        assert client.post(SPEECH, json=request | {"voice": "serena"}).content == answer.content
+        assert client.post(SPEECH, json=request | {"voice": "ryan"}).content != answer.content
     assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
 
 
@@ -155,8 +158,7 @@ def test_a_client_that_leaves_while_waiting_frees_its_place(serving):
 def test_requests_side_by_side_get_what_each_asked_for(serving, synthesizer):
     loaded = synthesizer()
     expected = {
-        seed: pcm16(np.concatenate(list(loaded.stream_custom_voice("Hello.", "ryan", seed=seed, max_frames=8))))
-        for seed in range(6)
+        seed: pcm16(np.concatenate(list(loaded.stream("Hello.", "ryan", seed=seed, max_frames=8)))) for seed in range(6)
     }
     found: dict[int, bytes] = {}
     with serving(slots=3) as client:
@@ -211,8 +213,8 @@ BAD_BODIES: dict[str, tuple[object, int, str]] = {
     "a long input": (GOOD | {"input": "a" * 4097}, 400, "input has more than 4096 characters"),
     "a long instruction": (GOOD | {"instructions": "a" * 4097}, 400, "instructions has more than 4096"),
     "a huge body": (GOOD | {"input": "a" * 200_000}, 413, "the body is over 102400 bytes"),
-    "no voice": ({"input": "Hi."}, 400, "choose a voice: aiden, "),
-    "an unknown voice": (GOOD | {"voice": "alloy"}, 400, "unknown speaker 'alloy'; this checkpoint has: aiden"),
+    "an instruction to 0.6B": (GOOD | {"instructions": "Calm."}, 400, "leave instructions out"),
+    "an unknown voice": (GOOD | {"voice": "alloy"}, 400, "unknown voice 'alloy'; this bundle has: aiden"),
     "a number as voice": (GOOD | {"voice": 7}, 400, "voice: Input should be a valid string"),
     "an unknown model": (GOOD | {"model": "gpt-9"}, 404, f"there is no model 'gpt-9' here, only {MODEL}"),
     "AAC": (GOOD | {"response_format": "aac"}, 400, "response_format: Input should be 'mp3', 'opus', 'flac', 'wav'"),
@@ -288,11 +290,11 @@ def test_a_design_bundle_takes_the_voice_from_the_instructions(serving):
         request = {"input": "Hi.", "voice": "alloy", "max_frames": 2, "response_format": "pcm"}
         assert len(client.post(SPEECH, json=request | {"instructions": "An old man."}).content) == 2 * FRAME * 2
         refused = client.post(SPEECH, json=request)
-        assert (refused.status_code, "describe it in instructions" in refused.text) == (400, True)
+        assert (refused.status_code, "describe it with instructions" in refused.text) == (400, True)
 
 
 def test_a_base_bundle_clones_the_voices_of_its_folder(serving, synthesizer, tmp_path):
-    width = synthesizer("tiny-base").bundle.config["talker_config"]["hidden_size"]
+    width = synthesizer("tiny-base").model.config["talker_config"]["hidden_size"]
     VoicePrompt(np.zeros(width, np.float32)).save(tmp_path / "anna.safetensors")
     with serving("tiny-base", voices=load_voices(tmp_path)) as client:
         assert client.get("/v1/audio/voices").json() == {"voices": ["anna"]}
@@ -301,7 +303,7 @@ def test_a_base_bundle_clones_the_voices_of_its_folder(serving, synthesizer, tmp
         for spoiled, message in (
             ({"voice": "../anna"}, "unknown voice '../anna'; this server has: anna"),
             ({"voice": None}, "choose a voice: anna"),
-            ({"instructions": "Slowly."}, "instructions do not go with a cloned voice"),
+            ({"instructions": "Slowly."}, "speaks as its recording does; leave instructions out"),
         ):
             refused = client.post(SPEECH, json=request | spoiled)
             assert (refused.status_code, message in refused.json()["error"]["message"]) == (400, True)
@@ -331,9 +333,9 @@ def test_what_the_command_cannot_serve_is_one_line(artifact, tmp_path):
     run = "import sys; from qwen3_tts_ov.app.cli import app; app(sys.argv[1:])"
     without = "import sys; sys.modules['starlette'] = None; " + run
     for script, arguments, message in (
-        (run, [base], "--voices goes with a base bundle, which speaks with nothing else"),
-        (run, [custom, "--voices", tmp_path], "--voices goes with a base bundle"),
-        (run, [base, "--voices", tmp_path], "it holds no voice prompt (.safetensors); save one with"),
+        (run, [base], "a base bundle needs --voices, a folder of saved voices; no other kind takes it"),
+        (run, [custom, "--voices", tmp_path], "no other kind takes it"),
+        (run, [base, "--voices", tmp_path], "it has no voice prompt (.safetensors); save one with"),
         (run, [custom, "--slots", 0], "Invalid value for '--slots'"),
         (without, [custom], "starlette is missing; pip install 'qwen3-tts-ov[serve]'"),
     ):

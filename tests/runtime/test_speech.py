@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import soundfile
 
 from qwen3_tts_ov import (
     AudioError,
@@ -73,16 +75,13 @@ def modes(synthesizer) -> Callable[[str], tuple[Callable[..., Speech], Callable[
     """`modes("clone_icl")`: how that mode speaks whole and how it streams, with the voice already chosen."""
 
     def get(mode: str, exact: bool = False) -> tuple[Callable[..., Speech], Callable[..., SpeechStream]]:
-        loaded = synthesizer(mode, exact)
-        if mode == "custom_voice":
-            voice = {"speaker": loaded.bundle.speakers[0]}
-            return partial(loaded.custom_voice, **voice), partial(loaded.stream_custom_voice, **voice)
+        loaded, voice = synthesizer(mode, exact), {}
         if mode == "voice_design":
             voice = {"instruct": "An old man, slow and hoarse."}
-            return partial(loaded.voice_design, **voice), partial(loaded.stream_voice_design, **voice)
-        text = "This is what the recording says." if mode == "clone_icl" else None
-        voice = {"voice": loaded.voice_prompt(recording(), text)}
-        return partial(loaded.clone, **voice), partial(loaded.stream_clone, **voice)
+        elif mode != "custom_voice":
+            text = "This is what the recording says." if mode == "clone_icl" else None
+            voice = {"voice": loaded.voice_prompt(recording(), text)}
+        return partial(loaded.speak, **voice), partial(loaded.stream, **voice)
 
     return get
 
@@ -157,7 +156,7 @@ class TestEveryMode:
 
 def test_generation_ends_by_itself_or_at_the_limit_that_its_text_sets(synthesizer):
     loaded = synthesizer("custom_voice")
-    short, long = (loaded.custom_voice(text, loaded.bundle.speakers[0], seed=1) for text in ("Hi.", TEXT * 2))
+    short, long = (loaded.speak(text, seed=1) for text in ("Hi.", TEXT * 2))
     for speech, bound in ((short, 5 + 4), (long, 5 + 4 * 4)):
         assert speech.stop_reason in ("eos", "max_frames")
         assert speech.duration <= bound
@@ -165,7 +164,7 @@ def test_generation_ends_by_itself_or_at_the_limit_that_its_text_sets(synthesize
 
 def test_an_unseeded_request_tells_the_seed_that_repeats_it(synthesizer):
     loaded = synthesizer("custom_voice")
-    say = partial(loaded.custom_voice, TEXT, loaded.bundle.speakers[0], max_frames=10)
+    say = partial(loaded.speak, TEXT, max_frames=10)
     first, second = say(), say()
     assert first.seed != second.seed
     np.testing.assert_array_equal(say(seed=first.seed).codes, first.codes)
@@ -173,7 +172,7 @@ def test_an_unseeded_request_tells_the_seed_that_repeats_it(synthesizer):
 
 def test_sampling_options_reach_talker_and_code_predictor_each(synthesizer):
     loaded = synthesizer("custom_voice")
-    say = partial(loaded.custom_voice, TEXT, loaded.bundle.speakers[0], seed=1, max_frames=6)
+    say = partial(loaded.speak, TEXT, seed=1, max_frames=6)
     sampled, greedy = say(), say(do_sample=False, subtalker_dosample=False)
     only_talker, only_predictor = say(subtalker_top_k=1), say(top_k=1)
     assert not np.array_equal(sampled.codes, greedy.codes)
@@ -184,23 +183,34 @@ def test_sampling_options_reach_talker_and_code_predictor_each(synthesizer):
 
 def test_every_speaker_and_language_of_the_bundle_is_accepted_in_any_case(synthesizer):
     loaded = synthesizer("custom_voice")
-    for speaker in loaded.bundle.speakers:
-        assert loaded.custom_voice(TEXT, speaker.upper(), max_frames=2).samples == 2 * FRAME
-    for language in ["auto", *loaded.bundle.languages]:
-        assert loaded.custom_voice(TEXT, loaded.bundle.speakers[0], language.title(), max_frames=2).samples == 2 * FRAME
+    for speaker in loaded.model.speakers:
+        assert loaded.speak(TEXT, speaker.upper(), max_frames=2).samples == 2 * FRAME
+    for language in ["auto", *loaded.model.config["talker_config"]["codec_language_id"]]:
+        assert loaded.speak(TEXT, language=language.title(), max_frames=2).samples == 2 * FRAME
+
+
+def test_without_a_voice_the_first_of_the_checkpoint_or_the_one_that_the_manifest_names_speaks(artifact, synthesizer):
+    loaded = synthesizer("custom_voice")
+    say = partial(loaded.speak, TEXT, seed=1, max_frames=8)
+    first = next(iter(loaded.model.config["talker_config"]["spk_id"]))
+    np.testing.assert_array_equal(say().codes, say(first).codes)
+    assert not np.array_equal(say().codes, say("ryan").codes)
+    bundle = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8"))
+    chosen = replace(bundle, manifest=bundle.manifest | {"default_voice": "ryan"})
+    assert (bundle.default_voice, chosen.default_voice, chosen.model.default_voice) == (first, "ryan", "ryan")
 
 
 def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesizer, monkeypatch):
     loaded = synthesizer("custom_voice")
     monkeypatch.setattr("qwen3_tts_ov.synthesizer.PIECE_SECONDS", 2.0)
-    monkeypatch.setitem(loaded.bundle.manifest["generation"], "max_new_tokens", 5)  # a limit for each piece
+    monkeypatch.setitem(loaded.model.generation, "max_new_tokens", 5)  # a limit for each piece
     text = "One sentence here. Another one there! And a third?"
-    with loaded.stream_custom_voice(text, loaded.bundle.speakers[0], seed=1, first_chunk=2) as stream:
+    with loaded.stream(text, seed=1, first_chunk=2) as stream:
         waveform = np.concatenate(list(stream))
     frames, pause = len(stream.outcome.codes), round(0.25 * 24_000)
     assert 3 * 2 <= frames <= 3 * 5
     assert len(waveform) == FRAME * frames + 2 * pause
-    whole = loaded.custom_voice(text, loaded.bundle.speakers[0], seed=1)
+    whole = loaded.speak(text, seed=1)
     np.testing.assert_allclose(waveform, whole.waveform, atol=2e-5)
     if frames == 15:  # then it is known where the pauses are
         for start in (5 * FRAME, 10 * FRAME + pause):
@@ -212,9 +222,7 @@ def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesi
 def test_the_frame_limit_of_a_request_is_for_all_its_pieces(synthesizer, monkeypatch):
     loaded = synthesizer("custom_voice")
     monkeypatch.setattr("qwen3_tts_ov.synthesizer.PIECE_SECONDS", 2.0)
-    speech = loaded.custom_voice(
-        "One sentence here. Another one there! And a third?", loaded.bundle.speakers[0], max_frames=4
-    )
+    speech = loaded.speak("One sentence here. Another one there! And a third?", max_frames=4)
     assert (len(speech.codes), speech.stop_reason) == (4, "max_frames")
 
 
@@ -222,7 +230,7 @@ def test_frames_of_the_reference_are_context_but_not_in_the_speech(synthesizer):
     """The decoder must hear the reference first: the speech is what follows it in one pass over both."""
     loaded = synthesizer("clone_icl")
     voice = loaded.voice_prompt(recording(3), "This is what the recording says.")
-    speech = loaded.clone(TEXT, voice, seed=1, max_frames=20)
+    speech = loaded.speak(TEXT, voice, seed=1, max_frames=20)
     with loaded.engine.session() as session:
         session.new_utterance()
         joined = session.decode(np.concatenate([voice.codes, speech.codes]))
@@ -241,26 +249,30 @@ def test_a_voice_prompt_has_half_a_second_of_silence_in_its_codes_but_not_in_its
     assert len(voice.codes) == int(np.ceil(2.5 * 12.5))
 
 
-def test_a_saved_voice_prompt_clones_as_the_recording_does(synthesizer, tmp_path):
+def test_a_voice_is_a_recording_a_saved_prompt_or_a_prompt_all_the_same(synthesizer, tmp_path):
     loaded = synthesizer("clone_icl")
+    samples, rate = recording()
+    soundfile.write(tmp_path / "me.wav", samples, rate, "FLOAT")
     for text in ("What it says, in every script: 你好 é", None):
         voice = loaded.voice_prompt(recording(), text)
         voice.save(tmp_path / "voice.safetensors")
         again = VoicePrompt.load(tmp_path / "voice.safetensors")
         assert again.text == text
-        first, second = (loaded.clone(TEXT, each, seed=1, max_frames=5) for each in (voice, again))
-        np.testing.assert_array_equal(first.waveform, second.waveform)
-    assert os.listdir(tmp_path) == ["voice.safetensors"]
+        say = partial(loaded.speak, TEXT, seed=1, max_frames=5)
+        expected = say(voice).waveform
+        for same in (again, tmp_path / "voice.safetensors", str(tmp_path / "voice.safetensors")):
+            np.testing.assert_array_equal(say(same).waveform, expected)
+        for cloned in ((samples, rate), tmp_path / "me.wav", str(tmp_path / "me.wav")):
+            np.testing.assert_array_equal(say(cloned, reference_text=text).waveform, expected)
+    assert sorted(os.listdir(tmp_path)) == ["me.wav", "voice.safetensors"]
 
 
 def test_eight_threads_with_twenty_requests_each_get_what_one_thread_gets(synthesizer):
     loaded = synthesizer("custom_voice")
-    speakers = loaded.bundle.speakers
+    speakers = loaded.model.speakers
 
     def say(number: int) -> np.ndarray:
-        return loaded.custom_voice(
-            f"Number {number}.", speakers[number % len(speakers)], seed=number, max_frames=2
-        ).waveform
+        return loaded.speak(f"Number {number}.", speakers[number % len(speakers)], seed=number, max_frames=2).waveform
 
     def thread(first: int) -> list[np.ndarray]:
         return [say((first + step) % 20) for step in range(20)]
@@ -282,13 +294,13 @@ def test_eight_threads_with_twenty_requests_each_get_what_one_thread_gets(synthe
 
 def test_a_batch_may_run_at_once_on_a_device_compiled_for_several(synthesizer):
     expected = synthesizer("custom_voice")
-    loaded = Synthesizer(expected.bundle, properties={"default": {"NUM_STREAMS": 2}}, cache_dir=False)
+    loaded = Synthesizer(expected.model, properties={"default": {"NUM_STREAMS": 2}}, cache_dir=False)
     assert loaded.engine.property("talker", "NUM_STREAMS") == 2
     assert loaded.engine.property("talker", "NO_SUCH_PROPERTY") is None
     texts = ["One text.", "Another text.", "A third.", "And a fourth."]
 
     def say(by: Synthesizer, text: str) -> np.ndarray:
-        return by.custom_voice(text, by.bundle.speakers[0], seed=1, max_frames=4).codes
+        return by.speak(text, seed=1, max_frames=4).codes
 
     with ThreadPoolExecutor(2) as pool:
         for text, codes in zip(texts, pool.map(partial(say, loaded), texts), strict=True):
@@ -297,22 +309,22 @@ def test_a_batch_may_run_at_once_on_a_device_compiled_for_several(synthesizer):
 
 def test_a_stream_that_is_dropped_frees_its_session(synthesizer):
     loaded = synthesizer("custom_voice")
-    loaded.custom_voice(TEXT, loaded.bundle.speakers[0], max_frames=2)
+    loaded.speak(TEXT, max_frames=2)
     before = len(loaded.engine._free)
     for _ in range(5):
-        stream = loaded.stream_custom_voice(TEXT, loaded.bundle.speakers[0], first_chunk=1)
+        stream = loaded.stream(TEXT, first_chunk=1)
         list(islice(stream, 2))
         assert len(loaded.engine._free) == before - 1
         del stream
         gc.collect()
         assert len(loaded.engine._free) == before
-    with pytest.raises(RuntimeError, match="not come to its end"):
-        _ = loaded.stream_custom_voice(TEXT, loaded.bundle.speakers[0]).outcome
+    with pytest.raises(RuntimeError, match="not been read to its end"):
+        _ = loaded.stream(TEXT).outcome
 
 
 def test_streams_side_by_side_do_not_mix(synthesizer):
     loaded = synthesizer("custom_voice")
-    say = partial(loaded.stream_custom_voice, TEXT, loaded.bundle.speakers[0], max_frames=8, first_chunk=1)
+    say = partial(loaded.stream, TEXT, max_frames=8, first_chunk=1)
     expected = [np.concatenate(list(say(seed=seed))) for seed in range(3)]
     streams = [say(seed=seed) for seed in range(3)]
     turns = zip_longest(*streams, fillvalue=np.empty(0, np.float32))
@@ -323,7 +335,7 @@ def test_streams_side_by_side_do_not_mix(synthesizer):
 
 def test_a_second_start_takes_the_compiled_graphs_from_the_cache(artifact, tmp_path):
     bundle = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8"))
-    say = partial(Synthesizer.custom_voice, text=TEXT, speaker=bundle.speakers[0], seed=1, max_frames=5)
+    say = partial(Synthesizer.speak, text=TEXT, seed=1, max_frames=5)
     first = say(Synthesizer(bundle, cache_dir=tmp_path))
     cached = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")}
     assert len(cached) == 3, "tables have nothing to compile"
@@ -332,31 +344,30 @@ def test_a_second_start_takes_the_compiled_graphs_from_the_cache(artifact, tmp_p
     np.testing.assert_array_equal(first.waveform, second.waveform)
 
 
-def test_a_cache_folder_that_cannot_be_made_costs_speed_but_is_no_error(synthesizer, tmp_path, caplog):
+def test_a_cache_folder_that_cannot_be_made_costs_speed_but_is_no_error(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    assert engine._cache_properties(tmp_path / "file", synthesizer("custom_voice").bundle) == {}
-    assert "no model cache there" in caplog.text
+    assert engine._cache_properties(tmp_path / "file", "a key") == {}
+    assert "cannot keep a model cache there" in caplog.text
 
 
 def test_devices_and_properties_are_chosen_by_component_over_the_recommendation(synthesizer, cache):
     expected = synthesizer("custom_voice")
-    bundle = expected.bundle
+    model = expected.model
     devices = {"talker": "AUTO", "codec_embedding": "HETERO:CPU"}
-    loaded = Synthesizer(bundle, devices, {"speech_decoder": {"INFERENCE_NUM_THREADS": 1}}, cache)
-    speaker = bundle.speakers[0]
-    spoken = (each.custom_voice(TEXT, speaker, seed=1, max_frames=3).samples for each in (loaded, expected))
+    loaded = Synthesizer(model, devices, {"speech_decoder": {"INFERENCE_NUM_THREADS": 1}}, cache)
+    spoken = (each.speak(TEXT, seed=1, max_frames=3).samples for each in (loaded, expected))
     assert list(spoken) == [3 * FRAME] * 2
     compiled = loaded.engine._compiled
     assert compiled["talker"].get_property("EXECUTION_DEVICES") in (["CPU"], ["(CPU)"])
     assert compiled["speech_decoder"].get_property("INFERENCE_NUM_THREADS") == 1
     assert all(port.partial_shape.is_static for port in compiled["code_predictor"].inputs)  # for a batch of one
-    for name, recommended in bundle.manifest["placement"]["CPU"].items():
+    for name, recommended in model.placement["CPU"].items():
         if name in ("code_predictor", "speech_decoder") and "INFERENCE_PRECISION_HINT" in recommended:
             chosen = compiled[name].get_property("INFERENCE_PRECISION_HINT")
             assert chosen.to_string() == recommended["INFERENCE_PRECISION_HINT"]
 
 
-def test_speaking_loads_neither_torch_nor_transformers(artifact):
+def test_speaking_loads_neither_torch_nor_transformers_nor_the_command_line(artifact):
     """In a process of its own: what tests import does not count. The import itself must be light."""
     script = """
 import json, sys
@@ -364,9 +375,10 @@ import qwen3_tts_ov
 light = sorted({name.partition(".")[0] for name in sys.modules} & {"openvino", "numpy", "huggingface_hub", "soundfile"})
 from qwen3_tts_ov import Bundle, Synthesizer
 synthesizer = Synthesizer(Bundle.load(sys.argv[1]), cache_dir=False)
-speech = synthesizer.custom_voice("Hello.", synthesizer.bundle.speakers[0], max_frames=3)
+speech = synthesizer.speak("Hello.", max_frames=3)
 unwanted = {"torch", "transformers", "nncf", "pipeline", "model_src"}
 heavy = sorted({name.partition(".")[0] for name in sys.modules} & unwanted)
+heavy += [name for name in sys.modules if name.startswith("qwen3_tts_ov.app")]
 print(json.dumps({"light": light, "heavy": heavy, "samples": speech.samples}))
 """
     command = [sys.executable, "-c", script, str(artifact("bundle", "tiny-custom-voice", "int8"))]
@@ -387,9 +399,13 @@ BAD_REQUESTS = {
     "half a surrogate pair": ("custom_voice", {"text": "a\ud800b"}, "half of a surrogate pair"),
     "chat markup": ("custom_voice", {"text": "Hi<|im_end|>"}, r"control token <\|im_end\|>; take it out"),
     "markup in the instruction": ("voice_design", {"instruct": "<|im_start|>x"}, "the description of the voice holds"),
-    "unknown speaker": ("custom_voice", {"speaker": "nobody"}, "unknown speaker 'nobody'; this checkpoint has: "),
+    "unknown voice": ("custom_voice", {"voice": "nobody"}, "unknown voice 'nobody'; this bundle has: aiden, [^;]*$"),
+    "a recording": ("custom_voice", {"voice": "me.wav"}, "unknown voice 'me.wav'.*; only a base bundle clones"),
+    "an instruction to 0.6B": ("custom_voice", {"instruct": "Calm."}, "0.6B models do not follow .*leave instruct out"),
+    "no language": ("custom_voice", {"language": None}, "unknown language None"),
     "unknown language": ("custom_voice", {"language": "klingon"}, "unknown language 'klingon'; .* auto, .*english"),
-    "no instruction": ("voice_design", {"instruct": ""}, "the description of the voice has no letter"),
+    "no instruction": ("voice_design", {"instruct": ""}, "needs a voice in words; describe it with instruct"),
+    "an instruction of marks": ("voice_design", {"instruct": "..."}, "the description of the voice has no letter"),
     "negative seed": ("custom_voice", {"seed": -1}, "seed must be a whole number of at least 0, not -1"),
     "fractional seed": ("custom_voice", {"seed": 0.5}, "seed must be a whole number"),
     "seed as text": ("custom_voice", {"seed": "1"}, "seed must be a whole number"),
@@ -408,7 +424,10 @@ BAD_REQUESTS = {
     "frozen predictor": ("custom_voice", {"subtalker_temperature": 0}, "temperature must be above 0"),
     "predictor's top_p": ("custom_voice", {"subtalker_top_p": 2}, r"top_p must be in \(0, 1\]"),
     "misspelt option": ("custom_voice", {"temprature": 1}, "unknown option temprature; known: seed, "),
-    "a voice that is a path": ("clone_x_vector", {"voice": "me.wav"}, "must be a VoicePrompt, .* not str"),
+    "no voice to clone": ("clone_x_vector", {"voice": None}, "give a recording or a saved voice prompt with voice"),
+    "a voice that is a number": ("clone_x_vector", {"voice": 7}, "must be a path, .* or a VoicePrompt, not int"),
+    "two reference texts": ("clone_x_vector", {"reference_text": "So."}, "already holds its reference text; leave"),
+    "an instruction to clone": ("clone_icl", {"instruct": "Calm."}, "speaks as its recording does; leave instruct out"),
     "a voice of another size": ("clone_x_vector", {"voice": OWN_VOICE}, "has 7 numbers where this model takes"),
 }
 
@@ -431,10 +450,11 @@ def test_a_first_chunk_is_at_least_one_frame(modes, first_chunk):
 def test_each_kind_of_bundle_says_what_it_is_when_asked_for_another(synthesizer):
     custom, design, base = map(synthesizer, ("custom_voice", "voice_design", "clone_icl"))
     for request, message in (
-        (lambda: custom.clone(TEXT, OWN_VOICE), "this bundle is a custom_voice one; load a base bundle"),
-        (lambda: custom.voice_prompt(recording()), "load a base bundle"),
-        (lambda: design.custom_voice(TEXT, "ryan"), "this bundle is a voice_design one; load a custom_voice bundle"),
-        (lambda: base.voice_design(TEXT, "Old."), "this bundle is a base one; load a voice_design bundle"),
+        (lambda: custom.speak(TEXT, OWN_VOICE), "speaks with its own voices: aiden, .*; only a base bundle clones one"),
+        (lambda: custom.speak(TEXT, "ryan", reference_text="So."), "reference_text belongs to a recording, and only"),
+        (lambda: custom.voice_prompt(recording()), "a custom_voice bundle cannot clone a recording; load a base"),
+        (lambda: design.speak(TEXT, "ryan", "Old."), "a voice_design bundle has no voices; leave voice out"),
+        (lambda: base.speak(TEXT, instruct="Old."), "a base bundle clones a voice; give a recording"),
     ):
         with pytest.raises(RequestError, match=message):
             request()
@@ -450,9 +470,9 @@ def test_each_kind_of_bundle_says_what_it_is_when_asked_for_another(synthesizer)
 )
 def test_codes_of_another_model_are_refused(synthesizer, codes, message):
     loaded = synthesizer("clone_icl")
-    x_vector = np.zeros(loaded.bundle.config["talker_config"]["hidden_size"], np.float32)
+    x_vector = np.zeros(loaded.model.config["talker_config"]["hidden_size"], np.float32)
     with pytest.raises(RequestError, match=message):
-        loaded.clone(TEXT, VoicePrompt(x_vector, codes, "Some text."))
+        loaded.speak(TEXT, VoicePrompt(x_vector, codes, "Some text."))
 
 
 def test_a_bad_reference_is_refused(synthesizer, tmp_path):
@@ -461,8 +481,12 @@ def test_a_bad_reference_is_refused(synthesizer, tmp_path):
         loaded.voice_prompt(recording(), "...")
     with pytest.raises(AudioError, match="too short"):
         loaded.voice_prompt(recording(0.2))
-    with pytest.raises(AudioError, match="there is no such file"):
-        loaded.voice_prompt(tmp_path / "none.wav")
+    for use in (loaded.voice_prompt, partial(loaded.speak, TEXT)):
+        with pytest.raises(AudioError, match=r"none\.wav: there is no such file"):
+            use(tmp_path / "none.wav")
+    (tmp_path / "none.safetensors").write_bytes(b"{}")
+    with pytest.raises(AudioError, match="not a voice prompt"):
+        loaded.stream(TEXT, tmp_path / "none.safetensors")
 
 
 def test_a_reference_text_too_short_for_its_recording_is_warned_of(synthesizer, caplog):
@@ -501,16 +525,16 @@ def test_a_voice_prompt_with_other_tensors_is_refused(tmp_path, tensors):
     [
         ("TPU", None, DeviceError, "there is no device TPU on this machine; it has: .*CPU"),
         ({"speech_decoder": "TPU"}, None, DeviceError, "speech_decoder: there is no device TPU"),
-        ({"decoder": "CPU"}, None, RequestError, "unknown component 'decoder'; this bundle has: "),
+        ({"decoder": "CPU"}, None, RequestError, "unknown component 'decoder'; this model has: "),
         ("CPU", {"decoder": {}}, RequestError, "unknown component 'decoder'"),
         ("CPU", {"default": {"SPEED": "high"}}, DeviceError, "text_embedding: cannot be compiled for CPU: .*SPEED"),
         ("HETERO:TPU", None, DeviceError, "cannot be compiled for HETERO:TPU"),
     ],
 )
 def test_a_device_or_property_that_openvino_lacks_is_one_line(synthesizer, device, properties, error, message):
-    bundle = synthesizer("custom_voice").bundle
+    model = synthesizer("custom_voice").model
     with pytest.raises(error, match=message) as raised:
-        Synthesizer(bundle, device, properties, cache_dir=False)
+        Synthesizer(model, device, properties, cache_dir=False)
     assert "\n" not in str(raised.value)
 
 
@@ -519,7 +543,7 @@ def test_one_session_per_request_at_work(synthesizer):
     barrier = threading.Barrier(3)
 
     def hold() -> int:
-        with loaded.stream_custom_voice(TEXT, loaded.bundle.speakers[0], first_chunk=1) as stream:
+        with loaded.stream(TEXT, first_chunk=1) as stream:
             next(stream)
             barrier.wait(30)
             return 1

@@ -1,0 +1,42 @@
+"""What speaking needs of a model: its graphs, and what its checkpoint says. `Bundle.model` gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """Graphs that belong together, not yet compiled. They may lie in a bundle or stand alone, as they were exported."""
+
+    name: str
+    graphs: Mapping[str, Path]  # by component, the .xml; its weights are in the .bin beside it
+    config: Mapping[str, Any]  # the checkpoint's config.json
+    generation: Mapping[str, Any]  # its generation_config.json: the defaults of sampling
+    tokenizer: Tokenizer
+    sample_rate: int  # of the speech, in Hz
+    samples_per_frame: int
+    default_voice: str | None = None  # None unless the kind is `custom_voice`
+    placement: Mapping[str, Any] = field(default_factory=dict)  # recommended properties: device, component, property
+    integer_weights: frozenset[str] = frozenset()  # the components whose weights are stored in 8 bits or fewer
+    cache_key: str | None = None  # tells models apart in a cache of compiled graphs; without one nothing is cached
+
+    @property
+    def kind(self) -> str:
+        """`custom_voice`, `voice_design` or `base`."""
+        return self.config["tts_model_type"]
+
+    @property
+    def speakers(self) -> list[str]:
+        """Voices by name; empty unless the kind is `custom_voice`."""
+        return sorted(self.config["talker_config"].get("spk_id") or {})
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text, in which chat markup stands for control tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
