@@ -47,7 +47,7 @@ def run(cfg: DictConfig) -> None:
             closeness.check(name, compared, gates[policy])
             quality.check(name, judged, gates[policy])
         points = [cost(name, entry, cfg) for name, entry in components.items()]
-        report(ir, {"components": components, "costs": points, "measured": measured})
+        report(ir, {"components": components, "costs": points, "measured": measured}, points)
 
 
 def cost(name: str, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.stage import ROOT, PipelineError, configuration, main, paths, read_report
+from pipeline.stage import ROOT, PipelineError, configuration, main, paths, read_metrics, read_report
 
 # The plot is DVC's too (`dvc plots show`), which puts the points where this marker stands.
 PICTURE, POINTS = ROOT / ".dvc" / "plots" / "size_quality.json", '"<DVC_METRIC_DATA>"'
@@ -83,7 +83,7 @@ def picture(cells: list[Cell]) -> str:
 def load(artifacts: str, variant: str, precision: str) -> Cell:
     """Reads the reports of one cell."""
     where = paths(configuration((f"variant={variant}", f"precision={precision}", f"artifacts={artifacts}")))
-    smoke, compress = read_report(where.smoke), read_report(where.compressed)
+    smoke, compress = read_metrics(where.smoke), read_report(where.compressed)
     manifest = json.loads((where.bundle / "manifest.json").read_text(encoding="utf-8"))
     return Cell(variant, precision, where.smoke, smoke, compress, manifest)
 

@@ -4,6 +4,7 @@ A required device that is missing or fails a gate fails the stage. An optional o
 `not_run`, the last two with the reason.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from qwen3_tts_ov.engine import devices
 
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/smoke: WAV and spectrogram of each device that spoke, and the report."""
-    where = paths(cfg)
+    where, start = paths(cfg), time.perf_counter()
     bundle = Bundle.load(where.bundle)
     present = devices()
     reference = alone(reference_record, bundle, where.ir, cfg)
@@ -36,7 +37,9 @@ def run(cfg: DictConfig) -> None:
                 "seed": cfg.seed,
                 "text": cfg.smoke.text,
                 "devices": results,
+                "measured": {"seconds": round(time.perf_counter() - start, 1)},
             },
+            streaming(results),
         )
 
 
@@ -63,6 +66,12 @@ def try_device(
             raise
         result = {"status": "failed", "reason": one_line(error)}
     return result | describe(device)
+
+
+def streaming(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points of a plot: when each chunk of each device arrived, and how much audio there was by then."""
+    passed = {device: result["measured"] for device, result in results.items() if "measured" in result}
+    return [{"device": device, **chunk} for device, measured in passed.items() for chunk in measured["chunks"]]
 
 
 def summary(result: dict[str, Any]) -> str:

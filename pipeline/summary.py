@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from pipeline.release.card import figure, megabytes
 from pipeline.release.prepare import read_manifest
-from pipeline.stage import main, read_report
+from pipeline.stage import main, read_metrics
 from qwen3_tts_ov.bundle import MANIFEST
 
 HEAD = "| variant | precision | size | bundle | device | result | real-time factor | first audio |"
@@ -28,7 +28,7 @@ def rows(bundle: Path) -> list[str]:
     if not (smoke / "report.json").is_file():
         return [f"{start} | | not heard | | |"]
     found = []
-    for device, heard in read_report(smoke)["devices"].items():
+    for device, heard in read_metrics(smoke)["devices"].items():
         speed = [figure(heard.get("measured", {}).get(key)) for key in ("real_time_factor", "first_audio_seconds")]
         found.append(f"{start} | {device} | {heard['status']} | {speed[0]} | {speed[1]}{' s' if speed[1] else ''} |")
     return found

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from pipeline.release import card
 from pipeline.release.attestations import evidence, write_papers
 from pipeline.release.layout import NATIVE, link
-from pipeline.stage import ROOT, Paths, PipelineError, one_line, output, paths, read_report
+from pipeline.stage import ROOT, Paths, PipelineError, metrics_of, one_line, output, paths, read_metrics, read_report
 from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
 
 SIGNATURE = "model.sig"
@@ -53,7 +53,7 @@ def releasable(cfg: DictConfig) -> Bundle:
 def prepare(cfg: DictConfig, bundle: Bundle) -> Bundle:
     """Writes artifacts/<variant>/<precision>/release from a bundle that `releasable` let pass, and returns it."""
     where, native = paths(cfg), paths(cfg, NATIVE)
-    smoke = read_report(native.smoke)
+    smoke = read_metrics(native.smoke)
     manifest = bundle.manifest | {"smoke": figures(smoke), "precisions": precisions(cfg, bundle)}
     manifest |= scores(native)
     with output(where.release) as folder:
@@ -107,10 +107,14 @@ def precisions(cfg: DictConfig, bundle: Bundle) -> dict[str, Any]:
     found = {}
     own = paths(cfg).bundle.relative_to(paths(cfg, NATIVE).bundle.parent)
     for cell in sorted((Path(cfg.artifacts) / cfg.variant.name).iterdir()):
-        needed = (cell / own / MANIFEST, cell / "bundle" / MANIFEST, cell / "smoke" / "report.json")
+        needed = (cell / own / MANIFEST, cell / "bundle" / MANIFEST, metrics_of(cell / "smoke"))
         if not all(path.is_file() for path in needed):
             continue
-        manifest, native, smoke = read_manifest(cell / own), read_manifest(cell / "bundle"), read_report(cell / "smoke")
+        manifest, native, smoke = (
+            read_manifest(cell / own),
+            read_manifest(cell / "bundle"),
+            read_metrics(cell / "smoke"),
+        )
         if manifest["source"] == bundle.manifest["source"] and smoke["bundle_id"] == native["bundle_id"]:
             found[manifest["precision"]] = {
                 "bundle_id": manifest["bundle_id"],
