@@ -166,19 +166,26 @@ def output(path: Path) -> Iterator[Path]:
 def clear_leftovers(path: Path) -> None:
     """Removes what killed runs left beside `path`, and puts back the old output of one killed between two renames."""
     for fresh in path.parent.glob(f".{path.name}.*.new"):
-        lock = os.open(fresh, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(f"{path}: another run is writing it; wait for that one to end") from None
-        finally:
-            os.close(lock)
+        if not unlocked(fresh):
+            raise PipelineError(f"{path}: another run is writing it; wait for that one to end")
         shutil.rmtree(fresh)
     for old in path.parent.glob(f".{path.name}.*.old"):
         if path.exists():
             shutil.rmtree(old)
         else:
             old.rename(path)
+
+
+def unlocked(directory: Path) -> bool:
+    """Whether no process holds the lock of a directory: the system releases it with the process."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def sync(directory: Path) -> None:
