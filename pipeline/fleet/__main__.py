@@ -190,7 +190,7 @@ def cluster(cfg: DictConfig, project: Path) -> Iterator[ModuleType]:
             ray.init(
                 **where, runtime_env={"working_dir": str(project)}, log_to_driver=False, logging_level=logging.ERROR
             )
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises nothing narrower where a machine is too busy to start it in time
             raise PipelineError(f"Ray, {cfg.address or 'on this machine'}: {one_line(error)}") from error
         try:
             yield ray
