@@ -136,11 +136,7 @@ def write(name: str, data: Mapping[str, Any]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", choices=("0.6b", "1.7b"))
-    chosen = {
-        "ROUNDS": "7",
-        "ENGINE": "build/engine",
-        "REFERENCE": "build/reference",
-    } | os.environ  # as `make` has them
+    chosen = {"ROUNDS": "7", "ENGINE": "build/engine", "REFERENCE": "build/reference", **os.environ}  # of make
     parser.add_argument("--rounds", type=int, default=chosen["ROUNDS"])
     parser.add_argument("--frames", type=int, default=40, help="of 80 ms, of every utterance")
     parser.add_argument("--artifacts", default="artifacts")

@@ -27,10 +27,8 @@ def make_view(variants: list[str], precisions: list[str], layouts: list[str]) ->
         if unknown := [name for name in names if name not in known]:
             sys.exit(f"error: unknown {group} {unknown[0]!r}; known: {', '.join(known)}")
     repo = Repo(str(ROOT))
-    settings, cache = (
-        repo.config,
-        {**repo.config["cache"], "dir": repo.cache.local_cache_dir},
-    )  # paths are absolute here
+    settings = repo.config  # its paths are absolute
+    cache = {**settings["cache"], "dir": repo.cache.local_cache_dir}
     (VIEW / ".dvc").mkdir(parents=True, exist_ok=True)
     (ROOT / "artifacts").mkdir(exist_ok=True)
     for path in {*ROOT.iterdir(), ROOT / "dvc.lock"}:
