@@ -122,7 +122,7 @@ class Fleet:
 
 
 def assert_same(built: Path, expected: Path) -> None:
-    """Every file that the stages of `built` made has the same hash; but for metrics and plots, with times and memory."""
+    """Every file that the stages of `built` made has the same hash, except metrics and plots: times and memory."""
     compared = 0
     for stage, entry in read_lock(built).items():
         for out in (out["path"] for out in entry["outs"] if not out["path"].endswith(".json")):
