@@ -61,7 +61,7 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\S+))?")
 # What may lie beside a bundle's files without being listed: a release's papers. They are never opened.
 _PAPERS = re.compile(
     r"manifest\.json|SHA256SUMS|(README|LICENSE|NOTICE|CHANGELOG)[\w.]*|samples/[\w.-]+\.wav"
-    r"|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
+    r"|dvc\.lock|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
 )
 
 

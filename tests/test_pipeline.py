@@ -92,7 +92,15 @@ def test_another_machine_publishes_what_this_one_built_and_builds_nothing(checko
     assert not (other / "artifacts" / "tiny-custom-voice" / "checkpoint").exists(), "nor is fetched what is not needed"
     assert "| tiny-custom-voice | int8 |" in make(other, "summary")
     make(other, "publish", *cell, "TO=publish.path=out publish.branch=nightly publish.tag=")
-    verified(other / "out" / "tiny-custom-voice-int8-ov" / "nightly")
+    release = other / "out" / "tiny-custom-voice-int8-ov" / "nightly"
+    verified(release)
+    entries, shared = read_lock(release), ("download", "build", "export", "rollout")
+    assert entries.keys() == {
+        *(f"{s}@tiny-custom-voice" for s in shared),
+        *(f"{s}@{CELL}" for s in ("compress", "bundle", "smoke")),
+    }
+    assert entries == {name: entry for name, entry in read_lock(checkout).items() if name in entries}
+    assert "dvc.lock" in (release / "SHA256SUMS").read_text()
     changed = subprocess.run(["git", "diff", "--exit-code", "--stat"], cwd=other, check=False)
     assert changed.returncode == 0, "params.yaml is the user's"
 

@@ -1,8 +1,8 @@
 """A release: a bundle with its papers as they are published, ready in a folder.
 
 Beside the bundle's own files it holds what was heard of it (samples and the figures of smoke), how it compares with
-the other precisions, the model card, the licence, and a signature where one is asked for. None of that changes the
-bundle id.
+the other precisions, the model card, the licence, the part of dvc.lock that made it, and a signature where one is asked
+for. None of that changes the bundle id.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline.release import card
+from pipeline.release import card, lock
 from pipeline.release.attestations import evidence, write_papers
 from pipeline.release.layout import NATIVE, link
 from pipeline.stage import ROOT, Paths, PipelineError, metrics_of, one_line, output, paths, read_metrics, read_report
@@ -64,6 +64,8 @@ def prepare(cfg: DictConfig, bundle: Bundle) -> Bundle:
         if manifest["source"]["licence"] == "Apache-2.0":
             shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
         (folder / "README.md").write_text(card.card(manifest, samples, cfg.publish), encoding="utf-8")
+        if found := lock.made_by([where.bundle, native.smoke]):
+            (folder / lock.LOCK).write_text(found, encoding="utf-8")
         write_papers(folder, manifest)
         if cfg.publish.signature:
             sign(folder, cfg.publish.signature)
