@@ -14,6 +14,7 @@ from dvc.config import Config
 from dvc.repo import Repo
 from omegaconf import OmegaConf
 
+from pipeline.fleet.plan import LOCK, write_lock
 from pipeline.stage import ROOT
 
 VIEW = ROOT / "build" / "cells"
@@ -31,7 +32,9 @@ def make_view(variants: list[str], precisions: list[str], layouts: list[str]) ->
     cache = {**settings["cache"], "dir": repo.cache.local_cache_dir}
     (VIEW / ".dvc").mkdir(parents=True, exist_ok=True)
     (ROOT / "artifacts").mkdir(exist_ok=True)
-    for path in {*ROOT.iterdir(), ROOT / "dvc.lock"}:
+    if not (ROOT / LOCK).exists():
+        write_lock(ROOT, {})  # DVC refuses a link that leads nowhere
+    for path in ROOT.iterdir():
         shared = path.name not in OWN and (path.name == ".dvcignore" or not path.name.startswith("."))
         if shared and not (VIEW / path.name).is_symlink():
             (VIEW / path.name).symlink_to(Path("../..", path.name))
