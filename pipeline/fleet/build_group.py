@@ -88,7 +88,8 @@ def reproduce(checkout: Path, name: str) -> str | None:
 
 def push(repo: Repo, names: Sequence[str]) -> None:
     """Gives the remote what these stages made, and DVC's run cache; nothing where the remote is the cache itself."""
-    if "dir" not in repo.config["cache"]:
+    remote = repo.config["remote"][repo.config["core"]["remote"]]
+    if remote["url"] != repo.cache.local_cache_dir:
         dvc(Path(repo.root_dir), "push", "--run-cache", *names)
 
 
