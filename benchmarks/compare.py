@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -135,11 +136,12 @@ def write(name: str, data: Mapping[str, Any]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", choices=("0.6b", "1.7b"))
-    parser.add_argument("--rounds", type=int, default=7)
+    chosen = {"ROUNDS": "7", "ENGINE": "build/engine", "REFERENCE": "build/reference", **os.environ}  # of make
+    parser.add_argument("--rounds", type=int, default=chosen["ROUNDS"])
     parser.add_argument("--frames", type=int, default=40, help="of 80 ms, of every utterance")
     parser.add_argument("--artifacts", default="artifacts")
-    parser.add_argument("--engine", default="build/engine", help="checkout of the C engine, built")
-    parser.add_argument("--reference", default="build/reference", help="environment of the official package")
+    parser.add_argument("--engine", default=chosen["ENGINE"], help="checkout of the C engine, built")
+    parser.add_argument("--reference", default=chosen["REFERENCE"], help="environment of the official package")
     parser.add_argument("--only", action="append", help="a side; repeatable")
     return parser.parse_args(arguments)
 

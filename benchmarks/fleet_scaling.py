@@ -1,6 +1,6 @@
 """How the full matrix would scale: its groups as pipeline.fleet sends them out, on 1 to 32 workers, simulated.
 
-    python benchmarks/fleet_scaling.py     prints a table, writes benchmarks/fleet_scaling.svg
+    python -m benchmarks.fleet_scaling     prints a table, writes benchmarks/fleet_scaling.svg
 
 Five checkpoints, four precisions, three other layouts. benchmarks/stage_seconds.json says what a stage takes on one
 worker of 2 cores and how large its outputs are, and what of that was measured. A group pulls its inputs and pushes its
@@ -44,7 +44,7 @@ def full_matrix(folder: Path) -> Plan:
 
 def figure(figures: Figures, plan: Plan, name: str, what: str) -> float:
     """Seconds or gigabytes of a stage: by size, then by layout and precision where they make a difference."""
-    chosen = plan.overrides(name)
+    chosen = plan.chosen(name)
     value = figures[what][chosen["variant"].partition("-")[0]].get(name.partition("@")[0], 0)
     for axis in ("layout", "precision"):
         if isinstance(value, dict) and axis in chosen:

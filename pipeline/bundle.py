@@ -230,7 +230,7 @@ def within_groups(properties: dict[str, Any], weights: int | None) -> dict[str, 
 def evidence(where: Paths) -> dict[str, Any]:
     """What the stages before this one measured. Raises PipelineError where one has not run."""
     stages = {"build": where.model, "export": where.ir, "rollout": where.rollout, "compress": where.compressed}
-    return {stage: without_measured(read_report(directory)) for stage, directory in stages.items()}
+    return {stage: read_report(directory) for stage, directory in stages.items()}
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:
@@ -266,13 +266,6 @@ def canonical_sha256(data: Any) -> str:
     """The sha256 of JSON in a canonical form: sorted keys, no blanks, UTF-8."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def without_measured(data: Any) -> Any:
-    """A report without what differs from run to run."""
-    if isinstance(data, dict):
-        return {key: without_measured(value) for key, value in data.items() if key != "measured"}
-    return [without_measured(value) for value in data] if isinstance(data, list) else data
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> None:
             misses += missed(name, figures, held)
         points = [cost(name, entry, cfg) for name, entry in components.items()]
         entries = [miss.entry() for miss in misses]
-        report(ir, {"components": components, "missed": entries, "costs": points, "measured": measured})
+        report(ir, {"components": components, "missed": entries, "costs": points, "measured": measured}, points)
     tell(misses)
 
 

@@ -4,6 +4,7 @@ A required device that is missing or not correct fails the stage. An optional on
 `not_run`, the last two with the reason. A missed bound on quality is printed and reported, and fails nothing.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qwen3_tts_ov.engine import devices
 
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/smoke: WAV and spectrogram of each device that spoke, and the report."""
-    where = paths(cfg)
+    where, start = paths(cfg), time.perf_counter()
     bundle = Bundle.load(where.bundle)
     present = devices()
     reference = alone(reference_record, bundle, where.ir, cfg)
@@ -40,7 +41,9 @@ def run(cfg: DictConfig) -> None:
                 "seed": cfg.seed,
                 "text": cfg.smoke.text,
                 "devices": results,
+                "measured": {"seconds": round(time.perf_counter() - start, 1)},
             },
+            streaming(results),
         )
 
 
@@ -71,6 +74,12 @@ def try_device(
             raise
         result = {"status": "failed", "reason": one_line(error)}
     return result | describe(device)
+
+
+def streaming(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points of a plot: when each chunk of each device arrived, and how much audio there was by then."""
+    passed = {device: result["measured"] for device, result in results.items() if "measured" in result}
+    return [{"device": device, **chunk} for device, measured in passed.items() for chunk in measured["chunks"]]
 
 
 def summary(result: dict[str, Any]) -> str:

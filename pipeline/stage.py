@@ -30,6 +30,7 @@ from rich.progress import track as rich_track
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+METRICS, PLOTS = "metrics", "plots"  # folders beside the outputs, with one JSON file for each
 Item = TypeVar("Item")
 
 
@@ -158,6 +159,7 @@ def one_line(error: BaseException) -> str:
 def output(path: Path) -> Iterator[Path]:
     """A fresh directory beside `path` that takes its place when the block ends, and vanishes when it raises.
 
+    The metrics and plots that `report` left in it go to their folders beside `path` at the same time.
     Until then whatever stood at `path` stays untouched. Nothing is written in place: DVC may have linked the files
     there to its cache. What a killed run left beside `path` is removed first.
 
@@ -173,6 +175,10 @@ def output(path: Path) -> Iterator[Path]:
         fresh.chmod(0o777 & ~current_umask())
         yield fresh
         sync(fresh)
+        for kind in (METRICS, PLOTS):
+            if (found := fresh / f".{kind}.json").exists():
+                (path.parent / kind).mkdir(exist_ok=True)
+                found.replace(path.parent / kind / f"{path.name}.json")
         swap(fresh, path)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -184,19 +190,26 @@ def output(path: Path) -> Iterator[Path]:
 def clear_leftovers(path: Path) -> None:
     """Removes what killed runs left beside `path`, and puts back the old output of one killed between two renames."""
     for fresh in path.parent.glob(f".{path.name}.*.new"):
-        lock = os.open(fresh, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(f"{path}: another run is writing it; wait for that one to end") from None
-        finally:
-            os.close(lock)
+        if not unlocked(fresh):
+            raise PipelineError(f"{path}: another run is writing it; wait for that one to end")
         shutil.rmtree(fresh)
     for old in path.parent.glob(f".{path.name}.*.old"):
         if path.exists():
             shutil.rmtree(old)
         else:
             old.rename(path)
+
+
+def unlocked(directory: Path) -> bool:
+    """Whether no process holds the lock of a directory: the system releases it with the process."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def sync(directory: Path) -> None:
@@ -237,14 +250,39 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def report(directory: Path, data: dict[str, Any]) -> None:
-    """Writes what a stage measured into its output, so that both appear together."""
-    write_json(directory / "report.json", data)
+def report(directory: Path, data: dict[str, Any], points: list[dict[str, Any]] | None = None) -> None:
+    """Writes what a stage found, into a directory of `output`.
+
+    report.json is a part of the output, so it leaves out every key `measured`: time and memory, which differ from run
+    to run. The whole goes to <folder of the output>/metrics/<output>.json, and `points` of a plot to plots/ there.
+    """
+    reproducible = without_measured(data)
+    write_json(directory / "report.json", reproducible)
+    if data != reproducible:
+        write_json(directory / f".{METRICS}.json", data)
+    if points is not None:
+        write_json(directory / f".{PLOTS}.json", points)
 
 
 def read_report(directory: Path) -> dict[str, Any]:
-    """The report of an earlier stage. Raises PipelineError where that stage has not run."""
+    """The report of an earlier stage, without times and memory. Raises PipelineError where that stage has not run."""
     return read_json(directory / "report.json")
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """The report of an earlier stage with the times and memory of its last run.
+
+    Raises PipelineError where the stage has not run, or where its metrics are not of the output that lies there.
+    """
+    metrics: dict[str, Any] = read_json(metrics_of(directory))
+    if without_measured(metrics) != read_report(directory):
+        raise PipelineError(f"{directory} and its metrics are not of the same run; `dvc checkout` brings back both")
+    return metrics
+
+
+def metrics_of(directory: Path) -> Path:
+    """Where `report` puts the metrics of an output."""
+    return directory.parent / METRICS / f"{directory.name}.json"
 
 
 def read_json(path: Path) -> Any:
@@ -252,9 +290,16 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PipelineError(f"{path.parent} is missing; run the stage that makes it, or `dvc repro`") from None
+        raise PipelineError(f"{path} is missing; run the stage that makes it, or `dvc repro`") from None
     except ValueError as error:
         raise PipelineError(f"{path} is damaged ({error}); run its stage again") from None
+
+
+def without_measured(data: Any) -> Any:
+    """A report without what depends on the machine and the hour: every key `measured`."""
+    if isinstance(data, dict):
+        return {key: without_measured(value) for key, value in data.items() if key != "measured"}
+    return [without_measured(value) for value in data] if isinstance(data, list) else data
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.release.card import figure, megabytes
-from pipeline.stage import main, read_json, read_report
+from pipeline.stage import main, read_json, read_metrics
 from qwen3_tts_ov.bundle import MANIFEST
 
 HEAD = "| variant | precision | size | bundle | device | result | real-time factor | first audio |"
@@ -27,7 +27,7 @@ def rows(bundle: Path) -> list[str]:
     if not (smoke / "report.json").is_file():
         return [f"{start} | | not heard | | |"]
     found = []
-    for device, heard in read_report(smoke)["devices"].items():
+    for device, heard in read_metrics(smoke)["devices"].items():
         speed = [figure(heard.get("measured", {}).get(key)) for key in ("real_time_factor", "first_audio_seconds")]
         missed = len(manifest["missed"]) + len(heard.get("missed", []))
         result = heard["status"] + (f", {missed} bounds missed" if missed else "")

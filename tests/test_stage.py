@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stage import ROOT, PipelineError, configuration, output, paths, read_report, write_json
+from pipeline.stage import (
+    ROOT,
+    PipelineError,
+    configuration,
+    metrics_of,
+    output,
+    paths,
+    read_metrics,
+    read_report,
+    report,
+    write_json,
+)
 
 # A stage that says how far it is and waits there to be killed. `pause` is called at every step of the real code.
 STAGE = """
@@ -262,6 +273,32 @@ def test_a_missing_or_damaged_report_says_what_to_run(tmp_path):
     (tmp_path / "report.json").write_text('{"half": ')
     with pytest.raises(PipelineError, match="damaged"):
         read_report(tmp_path)
+
+
+def test_times_stand_beside_an_output_which_is_the_same_on_every_run(tmp_path):
+    target, found, runs = tmp_path / "ir", {"size": 1, "devices": {"CPU": {"rms": 2.0}}}, []
+    for seconds in (1.0, 2.0):
+        measured = {**found, "devices": {"CPU": {"rms": 2.0, "measured": {"seconds": seconds}}}}
+        with output(target) as fresh:
+            report(fresh, measured, [{"x": seconds}])
+        assert sorted(os.listdir(target)) == ["report.json"]
+        assert read_report(target) == found
+        assert read_metrics(target) == measured
+        assert json.loads((tmp_path / "plots" / "ir.json").read_text()) == [{"x": seconds}]
+        runs.append((target / "report.json").read_bytes())
+    assert runs[0] == runs[1]
+    assert sorted(os.listdir(tmp_path)) == ["ir", "metrics", "plots"]
+
+
+def test_metrics_of_another_run_are_not_taken_for_those_of_an_output(tmp_path):
+    with output(tmp_path / "ir") as fresh:
+        report(fresh, {"size": 1, "measured": {"seconds": 1}})
+    write_json(metrics_of(tmp_path / "ir"), {"size": 2, "measured": {"seconds": 1}})
+    with pytest.raises(PipelineError, match="not of the same run; `dvc checkout` brings back both"):
+        read_metrics(tmp_path / "ir")
+    metrics_of(tmp_path / "ir").unlink()
+    with pytest.raises(PipelineError, match=r"metrics/ir.json is missing; run the stage that makes it"):
+        read_metrics(tmp_path / "ir")
 
 
 def test_json_with_nan_is_refused(tmp_path):

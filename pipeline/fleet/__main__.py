@@ -5,9 +5,9 @@
     python -m pipeline.fleet address=192.0.2.1:6379           on a cluster (pipeline/fleet/node.py starts one)
 
 Stale stages go out in groups (plan.py): first what the cells of a variant share, then each cell, to a node that has
-what it needs (node.py). A node gets the project as it is here, builds in a checkout of its own (worker.py) and pushes.
-dvc.lock grows with every group that is done, so a fleet that is stopped goes on where it was. Before a group goes out,
-and once more on its node, the remote is asked whether another fleet has built it.
+what it needs (resources.py). A node gets the project as it is here, builds in a checkout of its own (worker.py) and
+pushes. dvc.lock grows with every group that is done, so that a stopped fleet resumes where it was. Before a group goes
+out, and once more on its node, the remote is asked whether another fleet has built it.
 """
 
 import logging
@@ -28,10 +28,10 @@ from dvc.repo import Repo
 from omegaconf import DictConfig
 from rich.console import Console
 
-from pipeline.fleet.build_group import Built, patiently, remote
-from pipeline.fleet.node import needs, offers, wanted
-from pipeline.fleet.plan import Group, Plan, Settings, meeting_place, read_lock, write_lock
-from pipeline.fleet.progress import Progress
+from pipeline.fleet.build_group import Built, Patience, dvc, push
+from pipeline.fleet.plan import Group, Plan, Settings, meeting_place, own_cache, read_lock
+from pipeline.fleet.progress import Event, Progress, State
+from pipeline.fleet.resources import describe, fits, needs, offers, wanted
 from pipeline.stage import ROOT, PipelineError, main, one_line, write_json
 
 REPORT, RAY_LOG = Path("build/fleet.json"), Path("build/ray.log")
@@ -40,7 +40,10 @@ REPORT, RAY_LOG = Path("build/fleet.json"), Path("build/ray.log")
 def run(cfg: DictConfig) -> None:
     """Builds what is stale of `cells`, fetches the cells, writes the report. Raises PipelineError for a failure."""
     start = time.monotonic()
-    settings = meeting_place(cfg)
+    settings = meeting_place(repo := Repo(str(ROOT)))
+    if cfg.address and settings is None:
+        raise PipelineError("no DVC remote for the cluster to meet in; dvc remote add --local --default NAME URL")
+    settings = settings or own_cache(repo)
     plan = Plan(Repo(str(ROOT), config=settings), read_lock(ROOT))
     names = plan.select(cfg.cells)
     with Progress(Console(file=sys.stdout)) as progress:
@@ -50,7 +53,7 @@ def run(cfg: DictConfig) -> None:
             with snapshot() as project, cluster(cfg, project) as ray:
                 fleet.build(stale, ray)
         done = [name for name in names if name in plan.settled]
-        fleet.save(done)
+        plan.save(done)
         fleet.fetch(done)
     write_report(fleet, names, stale, time.monotonic() - start)
     if fleet.failed:
@@ -64,14 +67,15 @@ class Fleet:
         self.cfg, self.plan, self.settings, self.progress = cfg, plan, settings, progress
         self.built: dict[str, Built] = {}
         self.failed: dict[str, str] = {}
+        self.insist = Patience(
+            cfg.fleet.patience,
+            lambda text: self.tell("this machine", State.WORKING, text, socket.gethostname()),
+            progress.retried,
+        )
 
-    def insist(self, what: str, call: Any) -> Any:
-        """Calls on the remote, again and again while it fails."""
-
-        def tell(doing: str) -> None:
-            self.progress.tell("this machine", socket.gethostname(), doing)
-
-        return patiently(what, call, self.cfg.fleet.patience, tell, self.progress.retried)
+    def tell(self, group: str, state: State, text: str, node: str = "") -> None:
+        """Shows what happens to a group."""
+        self.progress.show(Event(group, state, text, node))
 
     def build(self, stale: list[str], ray: ModuleType) -> None:
         """Sends out group after group, each when those that it needs are done."""
@@ -79,7 +83,7 @@ class Fleet:
         waiting = self.plan.groups(stale, apart=["smoke"] if smoke_on else [])
         self.push(stale)
         for name in waiting:
-            self.progress.tell(name, "", "waits")
+            self.tell(name, State.WAITING, "waits")
         events, running = queue(ray), dict[Any, Group]()
         while waiting or running:
             at_work = {group.name for group in running.values()}
@@ -89,7 +93,7 @@ class Fleet:
                     running[task] = group
             over, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
             for event in events.get_nowait_batch(events.qsize()):
-                self.progress.tell(*event)
+                self.progress.show(event)
             for task in over:
                 self.receive(running.pop(task), task, ray)
 
@@ -100,10 +104,10 @@ class Fleet:
         if lacking := sorted(group.after & self.failed.keys()):
             return self.fail(group, f"not built without {lacking[0]}")
         if not self.insist("look-up", lambda: self.plan.stale(group.stages)):
-            return self.progress.tell(group.name, "", "made elsewhere")
+            return self.tell(group.name, State.OVER, "made elsewhere")
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = int(min(self.cfg.fleet.cpus, max(node.get("CPU", 0) for node in nodes)))
-        options = needs(group, self.plan.overrides(group.stages[0]), cpus, smoke_on)
+        options = needs(group, self.plan.chosen(group.stages[0]), cpus, smoke_on)
         if not any(fits(options, node) for node in nodes):
             return self.fail(group, f"no node has {describe(options)}")
         known = {name: self.plan.lock[name] for name in self.plan.closure(group.stages) if name in self.plan.lock}
@@ -111,7 +115,7 @@ class Fleet:
         return task.remote(group.name, group.stages, known, self.settings, self.cfg.fleet.patience, events)
 
     def receive(self, group: Group, task: Any, ray: ModuleType) -> None:
-        """Takes what a group made into dvc.lock."""
+        """Adds what a group made to dvc.lock."""
         try:
             built: Built = ray.get(task)
         except ray.exceptions.RayError as error:
@@ -120,36 +124,29 @@ class Fleet:
         self.progress.retried += [f"{group.name}: {what}" for what in built.retried]
         self.plan.lock |= built.entries
         stale = self.insist("look-up", lambda: self.plan.stale(built.entries))
-        self.save([name for name in built.entries if name not in stale])
+        self.plan.save([name for name in built.entries if name not in stale])
         if built.error or stale:
             self.fail(group, built.error or f"{stale[0]} was made from other sources than lie here")
         else:
-            self.progress.tell(group.name, "", f"done in {sum(built.seconds.values()):.0f} s")
+            self.tell(group.name, State.OVER, f"done in {sum(built.seconds.values()):.0f} s")
 
     def fail(self, group: Group, reason: str) -> None:
-        """Remembers why a group was not built; what does not need it goes on."""
+        """Remembers why a group was not built; groups that do not need it go on."""
         self.failed[group.name] = reason
-        self.progress.tell(group.name, "", f"failed: {reason}")
+        self.tell(group.name, State.OVER, f"failed: {reason}")
 
     def push(self, stale: list[str]) -> None:
         """Gives the nodes what they will ask for and this checkout has from a plain `dvc repro`."""
         makers = {self.plan.maker(str(ROOT / path)) for path in self.plan.inputs(stale)}
-        names = sorted({made[0] for made in makers if made} - set(stale))
-        if names and "cache" not in self.settings:
-            self.insist("push", lambda: remote(ROOT, "push", *names))
-        self.insist("push", lambda: self.plan.share(names))
-
-    def save(self, names: list[str]) -> None:
-        """Lays the entries of these stages over those of dvc.lock."""
-        with self.plan.repo.lock:
-            write_lock(ROOT, {name: self.plan.lock[name] for name in names})
+        if names := sorted({made[0] for made in makers if made} - set(stale)):
+            self.insist("push", lambda: push(self.plan.repo, names))
 
     def fetch(self, names: list[str]) -> None:
         """Puts the outputs of cells under artifacts/; where no remote is between, those of all stages."""
         if "cache" in self.settings:
-            remote(ROOT, "checkout", *names)
+            dvc(ROOT, "checkout", *names)
         elif cells := [name for name in names if self.plan.is_cell(name)]:
-            self.insist("pull", lambda: remote(ROOT, "pull", *cells))
+            self.insist("pull", lambda: dvc(ROOT, "pull", *cells))
 
 
 @contextmanager
@@ -193,7 +190,7 @@ def cluster(cfg: DictConfig, project: Path) -> Iterator[ModuleType]:
             ray.init(
                 **where, runtime_env={"working_dir": str(project)}, log_to_driver=False, logging_level=logging.ERROR
             )
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises nothing narrower where a machine is too busy to start it in time
             raise PipelineError(f"Ray, {cfg.address or 'on this machine'}: {one_line(error)}") from error
         try:
             yield ray
@@ -208,19 +205,6 @@ def queue(ray: ModuleType) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-
-def fits(options: dict[str, Any], node: dict[str, float]) -> bool:
-    """Whether a node has, when nothing runs there, what a task asks for."""
-    asked = {"CPU": options["num_cpus"], "memory": options["memory"], **options["resources"]}
-    return all(node.get(name, 0) >= amount for name, amount in asked.items())
-
-
-def describe(options: dict[str, Any]) -> str:
-    """What a task asks for, in words."""
-    disk, *devices = options["resources"].items()
-    asked = [f"{options['num_cpus']} CPUs", f"{options['memory'] / 1e9:.1f} GB of memory", f"{disk[1]:.1f} GB of disk"]
-    return ", ".join([*asked, *(name for name, _ in devices)])
 
 
 def write_report(fleet: Fleet, names: list[str], stale: list[str], seconds: float) -> None:

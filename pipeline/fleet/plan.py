@@ -1,17 +1,18 @@
-"""plan: which stages are stale, and what other machines know of the rest; as JSON for the workflows' matrices.
+"""plan: which stages are stale, without fetching what they made; as JSON for the matrices of the workflows.
 
-A stage is fresh when some machine has run it with the same command, parameters and dependencies. What it made then is
-its entry of dvc.lock, and entries are kept in the DVC remote too, as DVC's own run cache keeps them: under the hash of
-all but the outputs. (DVC's leaves out stages whose outputs `persist`.) So the blobs and the knowledge of them lie in
-one place, and nothing that any machine shared is built again. To plan, no blob is moved but the listing of a directory.
+A stage is fresh when some machine has run it with the same command, parameters and dependencies. DVC's run cache knows
+what it made: an entry like that of dvc.lock, under the hash of all but the outputs, pushed by `dvc push --run-cache`.
+`dvc repro --pull` asks it too, but brings gigabytes of outputs to do so; a plan reads the entries and, where a stage
+depends on a file inside a directory, the listing of that directory. Entries that hold are written to dvc.lock, which is
+all that `dvc repro --allow-missing` needs to skip a stage. Everything that relies on DVC's internals is in `settle`
+and below it.
 """
 
 import json
-import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dvc.utils import dict_sha256
 from dvc.utils.serialize import YAMLFileCorruptedError, dump_yaml, load_yaml, parse_yaml
 from omegaconf import DictConfig
 
-from pipeline.stage import ROOT, PipelineError, main
+from pipeline.stage import PipelineError, main
 
 LOCK = "dvc.lock"
 Entry = dict[str, Any]
@@ -42,13 +43,14 @@ class Group:
 
 
 class Plan:
-    """The stages of dvc.yaml, and for each the entry of dvc.lock that is true of it, as soon as one is known.
+    """The stages of dvc.yaml, and for each the entry of dvc.lock that holds for it, as soon as one is known.
 
-    `lock` holds entries to start from; a true one in the remote is added to it.
+    `lock` has entries to start from; those of the run cache that hold are added to it.
     """
 
     def __init__(self, repo: Repo, lock: Entries) -> None:
-        self.repo, self.lock = repo, lock
+        self.repo, self.lock, self.root = repo, lock, Path(repo.root_dir)
+        self.axes: dict[str, list[str]] = load_yaml(self.root / "params.yaml")
         self.stages = {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"}
         self.makers = {out.fs_path: (name, out) for name, stage in self.stages.items() for out in stage.outs}
         self.settled: set[str] = set()
@@ -63,7 +65,7 @@ class Plan:
         return list(dict.fromkeys(made[0] for made in found if made))
 
     def inputs(self, names: Sequence[str]) -> list[str]:
-        """What these stages read of what others make: paths in the checkout."""
+        """What these stages read of what other stages make: paths in the checkout."""
         deps = [dep for name in names for dep in self.stages[name].deps]
         made = {dep.def_path: self.maker(dep.fs_path) for dep in deps}
         return sorted(path for path, found in made.items() if found and found[0] not in names)
@@ -82,27 +84,29 @@ class Plan:
             visit(name)
         return list(ordered)
 
-    def overrides(self, name: str) -> dict[str, str]:
-        """What a stage's command hands to Hydra: its variant, and where they decide, its precision and layout."""
-        commands = self.stages[name].cmd
-        text = commands if isinstance(commands, str) else " ".join(commands)
-        return dict(re.findall(r"\b(variant|precision|layout)=(\S+)", text))
+    def chosen(self, name: str) -> dict[str, str]:
+        """The values of the matrix's axes that a stage's name stands for: its variant, its precision, its layout."""
+        axes = {axis: self.axes.get(f"{axis}s", []) for axis in ("layout", "variant", "precision")}
+        for layout, variant, precision in product(["", *axes["layout"]], axes["variant"], ["", *axes["precision"]]):
+            if name.partition("@")[2] == "-".join(filter(None, (layout, variant, precision))):
+                return {k: v for k, v in zip(axes, (layout, variant, precision), strict=True) if v}
+        return {}
 
     def is_cell(self, name: str) -> bool:
-        """Whether a stage belongs to one precision; what others make is shared by all precisions of a variant."""
-        return "precision" in self.overrides(name)
+        """Whether a stage belongs to one precision; what the others make is shared by all precisions of a variant."""
+        return "precision" in self.chosen(name)
 
     def select(self, cells: str | Sequence[str]) -> list[str]:
-        """The stages of the cells that a pattern or several name, with all they need. Raises PipelineError for none."""
+        """The stages of the cells that match one pattern of several, with all they need. Raises PipelineError."""
         patterns = [cells] if isinstance(cells, str) else cells
         named = [name for name in self.stages if any(fnmatchcase(name.partition("@")[2], each) for each in patterns)]
         if not named:
             known = sorted({name.partition("@")[2] for name in self.stages})
-            raise PipelineError(f"cells={cells} names nothing; there are {', '.join(known)}")
+            raise PipelineError(f"cells={cells} matches nothing; there are {', '.join(known)}")
         return self.closure(named)
 
     def groups(self, names: Iterable[str], apart: Sequence[str] = ()) -> dict[str, Group]:
-        """Stages by the part of their names after the @; a stage that is to stand `apart` is a group of its own."""
+        """Stages by the part of their names after the @; a stage in `apart` gets a group of its own."""
 
         def group_of(name: str) -> str:
             stage, _, cell = name.partition("@")
@@ -118,14 +122,19 @@ class Plan:
         return groups
 
     def stale(self, names: Iterable[str]) -> list[str]:
-        """Those of the stages that no machine is known to have run as they are now, or that need such a one."""
+        """Those of the stages that no machine is known to have run as they are now, or that need such a stage."""
         for name in self.closure(names):
             if name not in self.settled and self.settled.issuperset(self.before(name)):
                 self.settle(name)
         return [name for name in names if name not in self.settled]
 
+    def save(self, names: Iterable[str]) -> None:
+        """Writes what is known of these stages to dvc.lock."""
+        with self.repo.lock:
+            write_lock(self.root, {name: self.lock[name] for name in names if name in self.lock})
+
     def settle(self, name: str) -> None:
-        """Looks for a true entry of a stage, here and in the remote; all that the stage needs has one."""
+        """Looks for an entry that holds for a stage; for all stages that it needs there is one."""
         stage = self.stages[name]
         for dep in stage.deps:
             made = self.maker(dep.fs_path)
@@ -135,7 +144,7 @@ class Plan:
                 return
         key = recipe(to_single_stage_lockfile(stage))
         for entry in self.known(name, key):
-            if recipe(entry) == key:
+            if recipe(entry) == key and self.kept(entry):
                 StageLoader.fill_from_lock(stage, entry)
                 for out in stage.outs:
                     out.obj = None  # the listing of an earlier entry's directory
@@ -144,31 +153,25 @@ class Plan:
                 return
 
     def known(self, name: str, key: str) -> Iterator[Entry]:
-        """Entries that may be true of a stage: that of dvc.lock, then those of the remote, always the same first."""
+        """Entries that may hold for a stage: that of dvc.lock, then the remote's, in the same order on every machine.
+
+        Two machines that built the same stage at once may have made different bytes; all others agree on one of them.
+        """
         if name in self.lock:
             yield self.lock[name]
-        fs, folder = self.recipes(key)
-        for path in sorted(fs.find(folder)) if fs.exists(folder) else ():
+        odb = self.repo.cloud.get_remote_odb(None, "plan", hash_name="md5-dos2unix")  # where the run cache lies
+        odb.fs.fs.invalidate_cache()
+        folder = odb.fs.join(odb.path, "runs", key[:2], key)
+        for path in sorted(odb.fs.find(folder)) if odb.fs.exists(folder) else ():
             try:
-                yield parse_yaml(fs.read_text(path), path)
+                yield parse_yaml(odb.fs.read_text(path), path)
             except (FileNotFoundError, YAMLFileCorruptedError):
                 continue
 
-    def recipes(self, key: str) -> tuple[Any, str]:
-        """Where the remote keeps what was made by a recipe."""
-        odb = self.repo.cloud.get_remote_odb(None, "plan", hash_name="md5-dos2unix")  # where DVC's run cache lies
-        odb.fs.fs.invalidate_cache()
-        return odb.fs, odb.fs.join(odb.path, "runs", key[:2], key)
-
-    def share(self, names: Iterable[str]) -> None:
-        """Tells the remote what these stages made; their blobs must lie there already."""
-        for name in names:
-            fs, folder = self.recipes(recipe(self.lock[name]))
-            target = fs.join(folder, dict_sha256(self.lock[name], exclude=["size", "nfiles"]))
-            with tempfile.TemporaryDirectory() as scratch:
-                dump_yaml(Path(scratch, "entry"), self.lock[name])
-                fs.makedirs(folder, exist_ok=True)
-                fs.put_file(str(Path(scratch, "entry")), target)
+    def kept(self, entry: Entry) -> bool:
+        """Whether the outputs lie in this cache or in the remote: a run cache may be pushed without them."""
+        stores = [self.repo.cache.local, self.repo.cloud.get_remote_odb(None, "plan")]
+        return all(any(store.exists(out["md5"]) for store in stores) for out in entry.get("outs", ()))
 
 
 def borrow(dep: Any, out: Any) -> bool:
@@ -186,7 +189,7 @@ def borrow(dep: Any, out: Any) -> bool:
 
 
 def recipe(entry: Entry) -> str:
-    """The hash of all that decides what a stage makes: command, parameters, dependencies, names of its outputs."""
+    """The key of DVC's run cache: the hash of command, parameters, dependencies and names of the outputs."""
     outs = [out["path"] for out in entry.get("outs", ())]
     return dict_sha256({**entry, "outs": outs}, exclude=["size", "nfiles"])
 
@@ -199,34 +202,37 @@ def read_lock(root: Path) -> Entries:
 
 def write_lock(root: Path, entries: Entries) -> None:
     """Lays entries over those of dvc.lock, whole or not at all. The caller holds DVC's lock where others may write."""
-    partial = root / f".{LOCK}.part"
+    path = (root / LOCK).resolve()  # `make cell` works in a view of the project, where it is a link
+    partial = path.with_name(f".{LOCK}.part")
     dump_yaml(partial, {"schema": "2.0", "stages": read_lock(root) | entries})
-    partial.replace(root / LOCK)
+    partial.replace(path)
 
 
-def meeting_place(cfg: DictConfig) -> Settings:
-    """The default remote of DVC as other machines get it; without one, this checkout's cache, which they cannot see."""
-    repo = Repo(str(ROOT))
-    if name := repo.config["core"].get("remote"):
-        remote = repo.config["remote"][name]
-        return {"core": {"remote": name}, "remote": {name: {key: remote[key] for key in SETTINGS if key in remote}}}
-    if cfg.address:
-        raise PipelineError("no DVC remote for the cluster to meet in; dvc remote add --local --default NAME URL")
+def meeting_place(repo: Repo) -> Settings | None:
+    """The settings of DVC's default remote that other machines get; None without one."""
+    name = repo.config["core"].get("remote")
+    if not name:
+        return None
+    remote = repo.config["remote"][name]
+    return {"core": {"remote": name}, "remote": {name: {key: remote[key] for key in SETTINGS if key in remote}}}
+
+
+def own_cache(repo: Repo) -> Settings:
+    """Without a remote, processes of one machine meet in the cache of its checkout."""
     cache = repo.cache.local_cache_dir
     return {"core": {"remote": "cache"}, "remote": {"cache": {"url": cache}}, "cache": {"dir": cache}}
 
 
 def run(cfg: DictConfig) -> None:
     """Prints for $GITHUB_OUTPUT the variants whose shared stages are stale, the stale cells, and the axes of all."""
-    plan = Plan(Repo(str(ROOT), config=meeting_place(cfg)), read_lock(ROOT))
-    chosen = [plan.overrides(name) for name in plan.stale(plan.select(cfg.cells))]
-    axes = load_yaml(ROOT / "params.yaml")
+    repo = Repo()
+    plan = Plan(Repo(config=meeting_place(repo) or own_cache(repo)), read_lock(Path(repo.root_dir)))
+    chosen = [plan.chosen(name) for name in plan.stale(plan.select(cfg.cells))]
+    cells = ["-".join([each["variant"], each["precision"]]) for each in chosen if "precision" in each]
     lines = {
         "shared": list(dict.fromkeys(each["variant"] for each in chosen if "precision" not in each)),
-        "cells": list(
-            dict.fromkeys("-".join([each["variant"], each["precision"]]) for each in chosen if "precision" in each)
-        ),
-        "matrix": {"variant": axes["variants"], "precision": axes["precisions"]},
+        "cells": list(dict.fromkeys(cells)),
+        "matrix": {"variant": plan.axes["variants"], "precision": plan.axes["precisions"]},
     }
     for key, value in lines.items():
         print(f"{key}={json.dumps(value)}")

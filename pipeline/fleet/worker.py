@@ -11,22 +11,24 @@ from pathlib import Path
 
 import ray
 from dvc.config import Config
+from filelock import FileLock
 from ray.util.queue import Queue
 
 from pipeline.fleet.build_group import Built, build
-from pipeline.fleet.node import scratch_root
 from pipeline.fleet.plan import Entries, Settings
-from pipeline.stage import ROOT, PipelineError, one_line
+from pipeline.fleet.progress import Event, State
+from pipeline.fleet.resources import scratch_root
+from pipeline.stage import ROOT, PipelineError, one_line, unlocked
 
 
 def work(name: str, stages: Sequence[str], lock: Entries, settings: Settings, patience: float, events: Queue) -> Built:
-    """Builds a group on the node that Ray chose; every step is an event `(group, node, what it does)`."""
+    """Builds a group on the node that Ray chose, and puts an event in the queue for every step."""
     node = f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:4]}"
 
-    def tell(what: str) -> None:
-        events.put((name, node, what))
+    def tell(text: str, state: State = State.WORKING) -> None:
+        events.put(Event(name, state, text, node))
 
-    tell("starts")
+    tell("starts", State.STARTED)
     try:
         with scratch(settings) as checkout:
             return build(checkout, stages, lock, patience, tell)
@@ -38,14 +40,15 @@ def work(name: str, stages: Sequence[str], lock: Entries, settings: Settings, pa
 def scratch(settings: Settings) -> Iterator[Path]:
     """A copy of the project as the driver has it, without anything built.
 
-    Ray unpacked it where this module was imported from. What killed processes left is removed first; a lock that the
-    system drops with the process tells it from what is at work.
+    Ray unpacked it where this module was imported from. What killed processes left is removed first: a checkout in use
+    is locked, and the system releases the lock with the process.
     """
     root = scratch_root()
     root.mkdir(mode=0o700, exist_ok=True)
-    with locked(root):
+    with FileLock(f"{root}.lock"):
         for left in root.iterdir():
-            clear(left)
+            if unlocked(left):
+                shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(dir=root))
         lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -57,27 +60,4 @@ def scratch(settings: Settings) -> Iterator[Path]:
         yield checkout
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Waits for, and holds, the lock of a directory."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def clear(folder: Path) -> None:
-    """Removes a checkout unless a process is at work in it."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass
-    finally:
         os.close(lock)

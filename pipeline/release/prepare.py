@@ -1,8 +1,8 @@
 """A release: a bundle with its papers as they are published, ready in a folder.
 
 Beside the bundle's own files it holds samples of its speech and the figures of smoke, a comparison with the other
-precisions, the bounds on quality that it misses, the model card, the licence, and a signature where one is asked for.
-None of that changes the bundle id.
+precisions, the bounds on quality that it misses, the model card, the licence, the part of dvc.lock that made it, and a
+signature where one is asked for. None of that changes the bundle id.
 """
 
 import shutil
@@ -11,11 +11,22 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.judging.gates import Miss, missed, worst
-from pipeline.release import card
+from pipeline.release import card, lock
 from pipeline.release.attestations import Json, stage_reports, write_papers
 from pipeline.release.card import HELD_OUT
 from pipeline.release.layout import NATIVE, link
-from pipeline.stage import ROOT, Paths, PipelineError, one_line, output, paths, read_json, read_report
+from pipeline.stage import (
+    ROOT,
+    Paths,
+    PipelineError,
+    metrics_of,
+    one_line,
+    output,
+    paths,
+    read_json,
+    read_metrics,
+    read_report,
+)
 from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
 
 SIGNATURE = "model.sig"
@@ -31,7 +42,7 @@ def prepare(cfg: DictConfig) -> Bundle:
     with what smoke and score heard of its native sibling, which is made of the same graphs.
     """
     where, native = paths(cfg), paths(cfg, NATIVE)
-    bundle, sibling, smoke = verified(where.bundle), read_json(native.bundle / MANIFEST), read_report(native.smoke)
+    bundle, sibling, smoke = verified(where.bundle), read_json(native.bundle / MANIFEST), read_metrics(native.smoke)
     check_origin(bundle)
     check_heard(bundle, sibling, smoke, native.bundle)
     score, unscored = scores(cfg, native, sibling)
@@ -47,6 +58,8 @@ def prepare(cfg: DictConfig) -> Bundle:
         if manifest["source"]["licence"] == "Apache-2.0":
             shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
         (folder / "README.md").write_text(card.card(manifest, samples, cfg.publish), encoding="utf-8")
+        if found := lock.made_by([where.bundle, native.smoke]):
+            (folder / lock.LOCK).write_text(found, encoding="utf-8")
         write_papers(folder, manifest)
         if cfg.publish.signature:
             sign(folder, cfg.publish.signature)
@@ -115,10 +128,10 @@ def precisions(cfg: DictConfig, where: Paths, bundle: Bundle) -> Json:
     variant = Path(cfg.artifacts, cfg.variant.name)
     own = where.bundle.relative_to(variant / cfg.precision.name)
     for cell in sorted(variant.iterdir()):
-        needed = (cell / own / MANIFEST, cell / "bundle" / MANIFEST, cell / "smoke" / "report.json")
+        needed = (cell / own / MANIFEST, cell / "bundle" / MANIFEST, metrics_of(cell / "smoke"))
         if not all(path.is_file() for path in needed):
             continue
-        manifest, native, smoke = map(read_json, needed)
+        manifest, native, smoke = read_json(needed[0]), read_json(needed[1]), read_metrics(cell / "smoke")
         if manifest["source"] == bundle.manifest["source"] and smoke["bundle_id"] == native["bundle_id"]:
             found[manifest["precision"]] = {
                 "bundle_id": manifest["bundle_id"],

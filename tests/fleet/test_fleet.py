@@ -14,37 +14,36 @@ import yaml
 from dvc.repo import Repo
 from rich.console import Console
 
-from pipeline.fleet import plan as planning
-from pipeline.fleet.__main__ import fits
-from pipeline.fleet.build_group import RemoteError, build, patiently
-from pipeline.fleet.node import needs, wanted
+from pipeline.fleet.build_group import Patience, RemoteError, build
 from pipeline.fleet.plan import Group, Plan, meeting_place, read_lock, write_lock
-from pipeline.fleet.progress import Progress
+from pipeline.fleet.progress import Event, Progress, State
+from pipeline.fleet.resources import fits, needs, wanted
 from pipeline.stage import PipelineError, configuration
 from tests.conftest import dvc, new_checkout
 
 # As in dvc.yaml: what a variant shares, in bytes that differ from run to run, and cells that read one file of it.
+AXES = {"variants": ["tiny-base", "tiny-custom-voice"], "precisions": ["int8", "int4"], "layouts": []}
+VARIANT: dict[str, object] = {"variant": "${variants}"}
 SHARED, CELL = "out/${item.variant}", "out/${item.variant}-${item.precision}"
 STAGES = {
     "shared": {
-        "matrix": {"variant": ["tiny-base", "tiny-custom-voice"]},
-        "cmd": f"mkdir -p {SHARED} && cp source.txt {SHARED}/copy && date +%N > {SHARED}/time "
-        "# variant=${item.variant}",
+        "matrix": VARIANT,
+        "cmd": f"mkdir -p {SHARED} && cp source.txt {SHARED}/copy && date +%N > {SHARED}/time",
         "deps": ["source.txt"],
-        "outs": [{SHARED: {"persist": True}}],
+        "outs": [SHARED],
     },
     "cell": {
-        "matrix": {"variant": ["tiny-base", "tiny-custom-voice"], "precision": ["int8", "int4"]},
+        "matrix": VARIANT | {"precision": "${precisions}"},
         "cmd": f"grep -q good ${{item.precision}}.txt || {{ echo 'error: a gate was missed' >&2; exit 1; }}; "
-        f"cp {SHARED}/copy {CELL} # variant=${{item.variant}} precision=${{item.precision}}",
+        f"cp {SHARED}/copy {CELL}",
         "deps": [f"{SHARED}/copy", "${item.precision}.txt"],
-        "outs": [{CELL: {"persist": True}}],
+        "outs": [CELL],
     },
     "last": {
-        "matrix": {"variant": ["tiny-base", "tiny-custom-voice"], "precision": ["int8", "int4"]},
-        "cmd": [f"cp {CELL} {CELL}-last", "true # variant=${item.variant} precision=${item.precision}"],
+        "matrix": VARIANT | {"precision": "${precisions}"},
+        "cmd": [f"cp {CELL} {CELL}-last", "true"],
         "deps": [CELL],
-        "outs": [{f"{CELL}-last": {"persist": True}}],
+        "outs": [f"{CELL}-last"],
     },
 }
 BASE = ["shared@tiny-base", "cell@tiny-base-int8", "last@tiny-base-int8"]
@@ -53,6 +52,7 @@ BASE = ["shared@tiny-base", "cell@tiny-base-int8", "last@tiny-base-int8"]
 def toy(folder: Path) -> None:
     """Puts that pipeline into a directory."""
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}, sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(AXES))
     (folder / "source.txt").write_text("source")
     for precision in ("int8", "int4"):
         (folder / f"{precision}.txt").write_text("good")
@@ -102,11 +102,11 @@ def test_groups_are_what_cells_share_and_cells_each_after_what_it_needs(shared):
     assert plan.select(["tiny-base", "*-int8"])[0] == BASE[0]
     groups = plan.groups(plan.select("tiny-base*"))
     assert groups["tiny-base-int8"] == Group("tiny-base-int8", tuple(BASE[1:]), frozenset({"tiny-base"}))
-    assert plan.overrides(BASE[2]) == {"variant": "tiny-base", "precision": "int8"}
+    assert plan.chosen(BASE[2]) == {"variant": "tiny-base", "precision": "int8"}
     assert groups.keys() == {"tiny-base", "tiny-base-int8", "tiny-base-int4"}
     apart = plan.groups(BASE, apart=["last"])
     assert apart["tiny-base-int8-last"] == Group("tiny-base-int8-last", (BASE[2],), frozenset({"tiny-base-int8"}))
-    with pytest.raises(PipelineError, match="cells=x names nothing; there are tiny-base, tiny-base-int4"):
+    with pytest.raises(PipelineError, match="cells=x matches nothing; there are tiny-base, tiny-base-int4"):
         plan.select("x")
 
 
@@ -156,6 +156,30 @@ def test_a_missed_gate_is_one_line_and_what_was_made_before_it_is_kept(another):
     assert stale(another) == BASE[1:]
 
 
+def test_plain_dvc_finds_what_a_group_built_and_a_group_what_plain_dvc_built(another):
+    """In a clone that knows nothing but the remote."""
+    said = dvc(another, "repro", "--pull", "--allow-missing", *BASE)
+    assert said.count("is cached - skipping run") == 3
+    assert "Running stage" not in said
+    said = dvc(another, "repro", "cell@tiny-base-int4")
+    assert said.count("Running stage") == 1
+    dvc(another, "push", "--run-cache", "cell@tiny-base-int4")
+    (another / "dvc.lock").unlink()
+    shutil.rmtree(another / ".dvc/cache")
+    assert plan_of(another).stale(["cell@tiny-base-int4"]) == []
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(BASE[0], BASE), (BASE[1], BASE[1:])], ids=["a listing", "a file"])
+def test_what_the_remote_lost_is_stale(another, lost, expected):
+    """As where DVC's run cache was pushed without the outputs of which it tells."""
+    plan = plan_of(another)
+    assert plan.stale(BASE) == []
+    [out] = plan.lock[lost]["outs"]
+    (another.parent / "remote/files/md5" / out["md5"][:2] / out["md5"][2:]).unlink()
+    shutil.rmtree(another / ".dvc/cache", ignore_errors=True)
+    assert stale(another) == expected
+
+
 def test_two_that_built_the_same_at_once_agree_on_one_afterwards(tmp_path):
     folders = [project(tmp_path / name) for name in ("first", "second")]
     for folder in folders:
@@ -177,12 +201,6 @@ def test_a_damaged_entry_of_the_remote_is_no_entry(another):
     assert stale(another) == BASE
 
 
-def test_a_listing_that_the_remote_lost_makes_stale_what_reads_in_it(another):
-    for path in (another.parent / "remote").rglob("*.dir"):
-        path.unlink()
-    assert stale(another) == BASE[1:]
-
-
 def test_entries_of_dvc_lock_are_merged(tmp_path):
     write_lock(tmp_path, {"a": {"cmd": "1"}, "b": {"cmd": "1"}})
     write_lock(tmp_path, {"b": {"cmd": "2"}})
@@ -192,7 +210,7 @@ def test_entries_of_dvc_lock_are_merged(tmp_path):
 
 def test_a_failing_remote_is_tried_again_and_given_up_in_one_line(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    answers, told, retried = iter([OSError("no route\nto host"), OSError("no route"), "here"]), [], []
+    answers, told = iter([OSError("no route\nto host"), OSError("no route"), "here"]), []
 
     def call():
         answer = next(answers)
@@ -200,28 +218,24 @@ def test_a_failing_remote_is_tried_again_and_given_up_in_one_line(monkeypatch):
             raise answer
         return answer
 
-    assert patiently("pull", call, 10, told.append, retried) == "here"
+    insist = Patience(10, told.append)
+    assert insist("pull", call) == "here"
     assert told == ["pull failed (no route to host); again in 1 s", "pull failed (no route); again in 2 s"]
-    assert retried == ["pull, 2 times in 0 s"]
-    with pytest.raises(RemoteError, match="push failed 1 times, last with: division by zero"):
-        patiently("push", lambda: 1 / 0, 0, told.append, retried)
+    assert insist.retried == ["pull, 2 times in 0 s"]
+    with pytest.raises(RemoteError, match="push failed 1 times, the last time with: division by zero"):
+        Patience(0, told.append)("push", lambda: 1 / 0)
 
 
-def test_secrets_of_a_remote_stay_here(tmp_path, monkeypatch):
+def test_secrets_of_a_remote_stay_here(tmp_path):
     folder = project(tmp_path / "first")
-    cache = meeting_place(configuration())
-    assert cache["remote"]["cache"]["url"] == cache["cache"]["dir"], "no remote is configured here"
-    with pytest.raises(PipelineError, match="no DVC remote for the cluster to meet in"):
-        meeting_place(configuration(["address=127.0.0.1:1"]))
-    monkeypatch.setattr(planning, "ROOT", folder)
-    dvc(folder, "remote", "add", "--local", "--default", "s3", "s3://bucket/path")
+    dvc(folder, "remote", "add", "--local", "--default", "--force", "s3", "s3://bucket/path")
     for key, value in {
         "endpointurl": "http://127.0.0.1:1",
         "secret_access_key": "secret",
         "access_key_id": "id",
     }.items():
         dvc(folder, "remote", "modify", "--local", "s3", key, value)
-    settings = meeting_place(configuration())
+    settings = meeting_place(Repo(str(folder)))
     assert settings["remote"] == {"s3": {"url": "s3://bucket/path", "endpointurl": "http://127.0.0.1:1"}}
 
 
@@ -255,14 +269,27 @@ def test_smoke_goes_where_the_devices_are():
 
 def test_a_group_that_starts_again_was_lost_with_its_node():
     progress = Progress(Console(file=io.StringIO()))
-    for event in (("a", "", "waits"), ("a", "one", "starts"), ("b", "one", "starts"), ("a", "two", "starts")):
-        progress.tell(*event)
-    assert progress.retried == ["a: lost with one, begun anew on two"]
+    for event in (
+        Event("a", State.WAITING, "waits"),
+        Event("a", State.STARTED, "starts", "one"),
+        Event("b", State.STARTED, "starts", "one"),
+        Event("a", State.STARTED, "starts", "two"),
+    ):
+        progress.show(event)
+    assert progress.retried == ["a: lost with one, started again on two"]
     shown = io.StringIO()
-    progress.tell("b", "", "done in 3 s")
+    progress.show(Event("b", State.OVER, "done in 3 s"))
     Console(file=shown, width=100).print(progress.table())
     assert "1 of 2 groups" in shown.getvalue()
     assert re.search(r"a\s.*two\s.*starts", shown.getvalue())
+
+
+def test_a_cluster_without_a_remote_is_refused(tmp_path):
+    checkout = new_checkout(tmp_path / "checkout")
+    command = [sys.executable, "-m", "pipeline.fleet", "address=127.0.0.1:1"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no DVC remote for the cluster to meet in" in done.stderr
 
 
 def test_a_fleet_on_this_machine_goes_on_where_it_can_and_then_where_it_was(tmp_path):

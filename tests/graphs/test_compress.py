@@ -12,7 +12,7 @@ from model_src.checkpoint import Checkpoint
 from pipeline.compress import run
 from pipeline.graphs.components import COMPONENTS
 from pipeline.graphs.compression import compress
-from pipeline.stage import PipelineError, alone, configuration
+from pipeline.stage import PipelineError, alone, configuration, read_metrics
 from tests.conftest import run_stage
 from tests.exported import LARGE, NETWORKS, constants
 
@@ -73,7 +73,7 @@ def test_ports_states_and_labels_are_those_of_the_export(artifact, precision, na
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_report_says_what_was_stored_how_and_how_close_it_came(artifact, precision):
     folder = artifact("compress", VARIANT, precision)
-    report = json.loads((folder / "report.json").read_text())
+    report = read_metrics(folder)
     assert report["components"].keys() == report["measured"].keys() == COMPONENTS.keys()
     for name, said in report["components"].items():
         assert said["bytes"] == (folder / f"{name}.bin").stat().st_size

@@ -14,7 +14,7 @@ from model_src.checkpoint import Checkpoint, CheckpointError
 from pipeline.export import run
 from pipeline.graphs.components import COMPONENTS
 from pipeline.graphs.convert import export
-from pipeline.stage import PipelineError, alone, configuration
+from pipeline.stage import PipelineError, alone, configuration, read_metrics
 from tests.conftest import run_stage
 from tests.exported import EXAMPLES, LARGE, NETWORKS, answers, assert_equal, constants, request
 
@@ -31,7 +31,7 @@ GRAPHS = [("tiny-base", name) for name in COMPONENTS] + [("tiny-custom-voice", "
 @pytest.mark.parametrize("variant", CARRIED)
 def test_the_stage_reports_exact_graphs_for_what_a_kind_carries_and_leaves_nothing_else(artifact, variant):
     folder = artifact("export", variant)
-    report = json.loads((folder / "report.json").read_text())
+    report = read_metrics(folder)
     assert report["components"].keys() == report["measured"].keys() - {"stage"} == CARRIED[variant]
     for measured in report["measured"].values():
         assert report["measured"]["stage"]["seconds"] >= measured["seconds"]

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.judging import smoke_device
 from pipeline.judging.gates import GateError
 from pipeline.judging.runtime_agreement import agreement, record
-from pipeline.stage import PipelineError, configuration
+from pipeline.stage import PipelineError, configuration, read_metrics
 from qwen3_tts_ov import Bundle, Speech
 from qwen3_tts_ov.engine import devices
 from qwen3_tts_ov.speech import Timings
@@ -44,7 +44,8 @@ def test_every_cell_speaks(artifact, variant, precision):
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_each_device_is_described_and_measured(artifact, precision):
-    cpu = json.loads((artifact("smoke", "tiny-base", precision) / "report.json").read_text())["devices"]["CPU"]
+    folder = artifact("smoke", "tiny-base", precision)
+    cpu = read_metrics(folder)["devices"]["CPU"]
     assert cpu["driver"] is None, "a CPU has none"
     assert cpu["plugin"].startswith("2")
     measured, components = cpu["measured"], Bundle.load(artifact("bundle", "tiny-base", precision)).components
@@ -54,6 +55,9 @@ def test_each_device_is_described_and_measured(artifact, precision):
     assert measured["peak_memory_bytes"] > 50e6
     assert measured["first_audio_seconds"] > 0
     assert measured["chunks"][-1]["audio_seconds"] == pytest.approx(cpu["frames"] * 0.08)
+    plot = json.loads((folder.parent / "plots" / "smoke.json").read_text())
+    assert plot == [{"device": "CPU", **chunk} for chunk in measured["chunks"]]
+    assert "measured" not in (folder / "report.json").read_text(), "the same bytes on every run"
     assert len(cpu["codes_sha256"]) == 64
     assert 0 <= cpu["code_agreement"] <= 1
     assert 0 <= cpu["talker_agreement"] <= 1

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from pipeline import bundle
 from pipeline.release import attestations
-from pipeline.stage import Paths, PipelineError, configuration, paths, write_json
+from pipeline.stage import Paths, PipelineError, configuration, paths, report, write_json
 from qwen3_tts_ov.bundle import COMPONENTS, Bundle, bundle_id
 from qwen3_tts_ov.errors import BundleError
 
@@ -109,8 +109,8 @@ def test_where_it_was_made_and_what_it_measured_do_not_change_the_id(inputs):
 
 
 def test_what_a_machine_measured_stays_out_of_the_manifest(inputs):
-    report = json.loads((inputs.ir / "report.json").read_text())
-    write_json(inputs.ir / "report.json", report | {"measured": {"seconds": 1.0}})
+    found = json.loads((inputs.ir / "report.json").read_text())
+    report(inputs.ir, found | {"measured": {"seconds": 1.0}})
     run_bundle(inputs)
     assert "measured" not in (inputs.bundle / "manifest.json").read_text()
 

@@ -9,6 +9,8 @@ import pytest
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from pipeline import report as html
+from pipeline.stage import output, read_metrics
+from pipeline.stage import report as write_report
 from tests.conftest import run_stage, until
 
 VARIANTS, PRECISIONS = ("tiny-custom-voice", "tiny-base", "tiny-voice-design"), ("fp16", "int8")
@@ -54,7 +56,7 @@ def page(opened) -> Page:
 
 
 def smoke_report(artifact, variant: str, precision: str) -> dict:
-    return json.loads((artifact("smoke", variant, precision) / "report.json").read_text())
+    return read_metrics(artifact("smoke", variant, precision))
 
 
 def rows(page: Page, table: str) -> list[list[str]]:
@@ -148,10 +150,11 @@ def test_a_missed_bound_is_marked_in_its_cell_and_listed(artifact, tmp_path):
 def test_what_a_stage_recorded_is_shown_and_never_run(artifact, tmp_path):
     cell = artifact("smoke").parent
     shutil.copytree(cell, tmp_path / "tiny-custom-voice/int8")
-    path = tmp_path / "tiny-custom-voice/int8/smoke/report.json"
-    recorded = json.loads(path.read_text())
+    folder = tmp_path / "tiny-custom-voice/int8/smoke"
+    recorded = read_metrics(folder)
     recorded["devices"]["GPU"] = {"status": "failed", "reason": "<script>alert(1)</script>"}
-    path.write_text(json.dumps(recorded))
+    with output(folder) as fresh:
+        write_report(fresh, recorded)
     page = html.render([html.load(str(tmp_path), "tiny-custom-voice", "int8")])
     assert "failed: &lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<script" not in page

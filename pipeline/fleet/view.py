@@ -1,0 +1,49 @@
+"""view: this project with other cells than params.yaml names, for `make cell` and `make plan`.
+
+    python -m pipeline.fleet.view "0.6b-base 1.7b-base" "int8 int4" openarc     variants, precisions, layouts of conf/
+
+Makes the folder build/cells: links to the project's files and folders, to dvc.lock and artifacts/ too, beside a
+params.yaml of its own, with DVC settings that lead to the project's cache and remote. So `dvc repro` there builds what
+it would build here if params.yaml named these cells, and nothing that is built already.
+"""
+
+import sys
+from pathlib import Path
+
+from dvc.config import Config
+from dvc.repo import Repo
+from omegaconf import OmegaConf
+
+from pipeline.fleet.plan import LOCK, write_lock
+from pipeline.stage import ROOT
+
+VIEW = ROOT / "build" / "cells"
+OWN = {"build", "params.yaml"}  # and hidden files but .dvcignore
+
+
+def make_view(variants: list[str], precisions: list[str], layouts: list[str]) -> None:
+    """Writes the view. Exits with one line for a name that conf/ does not have."""
+    for group, names in (("variant", variants), ("precision", precisions), ("layout", layouts)):
+        known = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+        if unknown := [name for name in names if name not in known]:
+            sys.exit(f"error: unknown {group} {unknown[0]!r}; known: {', '.join(known)}")
+    repo = Repo(str(ROOT))
+    settings = repo.config  # its paths are absolute
+    cache = {**settings["cache"], "dir": repo.cache.local_cache_dir}
+    (VIEW / ".dvc").mkdir(parents=True, exist_ok=True)
+    (ROOT / "artifacts").mkdir(exist_ok=True)
+    if not (ROOT / LOCK).exists():
+        write_lock(ROOT, {})  # DVC refuses a link that leads nowhere
+    for path in ROOT.iterdir():
+        shared = path.name not in OWN and (path.name == ".dvcignore" or not path.name.startswith("."))
+        if shared and not (VIEW / path.name).is_symlink():
+            (VIEW / path.name).symlink_to(Path("../..", path.name))
+    with Config(str(VIEW / ".dvc")).edit("repo") as config:
+        # build/ is ignored by git, and so by DVC where it asks git.
+        config.update({"core": {**settings["core"], "no_scm": True}, "cache": cache, "remote": settings["remote"]})
+    axes = {"variants": variants, "precisions": precisions, "layouts": layouts}
+    OmegaConf.save(OmegaConf.create(axes), VIEW / "params.yaml")
+
+
+if __name__ == "__main__":
+    make_view(*(argument.split() for argument in sys.argv[1:]))
