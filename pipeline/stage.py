@@ -290,7 +290,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PipelineError(f"{path} is missing; run the stage that makes it, or `dvc repro`") from None
+        absent = path if path.parent.exists() else path.parent
+        raise PipelineError(f"{absent} is missing; run the stage that makes it, or `dvc repro`") from None
     except ValueError as error:
         raise PipelineError(f"{path} is damaged ({error}); run its stage again") from None
 
