@@ -29,7 +29,7 @@ def rows(bundle: Path) -> list[str]:
     found = []
     for device, heard in read_metrics(smoke)["devices"].items():
         speed = [figure(heard.get("measured", {}).get(key)) for key in ("real_time_factor", "first_audio_seconds")]
-        missed = len(manifest["missed"]) + len(heard.get("missed", []))
+        missed = len(manifest.get("missed", [])) + len(heard.get("missed", []))
         result = heard["status"] + (f", {missed} bounds missed" if missed else "")
         found.append(f"{start} | {device} | {result} | {speed[0]} | {speed[1]}{' s' if speed[1] else ''} |")
     return found

@@ -151,6 +151,7 @@ def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
     [
         ("conf/precision/int8.yaml", "edited: 1\n", {"compress", "bundle"}),
         ("conf/precision/int8.yaml", "# only a comment\n", set()),
+        ("conf/precision/common/default.yaml", "edited: 1\n", {"compress", "bundle"}),
         ("conf/precision/fp16.yaml", "edited: 1\n", set()),
         ("conf/variant/tiny-custom-voice.yaml", "edited: 1\n", {"download", "bundle"}),
         ("conf/variant/tiny-base.yaml", "edited: 1\n", set()),

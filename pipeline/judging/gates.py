@@ -26,7 +26,7 @@ class GateError(PipelineError):
 
 @dataclass(frozen=True)
 class Measure:
-    """What a measure means, in words that follow "is", and in which direction it gets better."""
+    """What a measure is, in words, and which direction is better."""
 
     meaning: str
     better: Better = "higher"

@@ -332,7 +332,6 @@ SCORERS: Mapping[str, Scorer] = {
     "pesq": Scorer(pesq, ("base",), ("pesq",), ("pesq",)),
     "stoi": Scorer(stoi, ("base",), ("pystoi",), ("stoi",)),
 }
-LOWER_IS_BETTER = "word_error_"
 
 
 def package(module: str) -> Path:
