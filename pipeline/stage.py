@@ -94,7 +94,7 @@ def main(stage: Callable[[DictConfig], None]) -> None:
     try:
         stage(configuration(sys.argv[1:]))
     except KeyboardInterrupt:
-        print("interrupted; earlier outputs are untouched", file=sys.stderr)
+        print("interrupted; nothing half-written is left", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not isinstance(error, expected_errors()):
