@@ -118,7 +118,7 @@ def errors_for_people() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted; earlier outputs are untouched", file=sys.stderr)
+        print("interrupted; nothing half-written is left", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not isinstance(error, expected_errors()):

@@ -56,7 +56,7 @@ class Plan:
         self.settled: set[str] = set()
 
     def maker(self, path: str) -> tuple[str, Any] | None:
-        """The stage that makes a file or directory, and its output in which that lies; None for a source."""
+        """The stage that makes a file or directory, and the output in which it lies; None for a source."""
         return next((self.makers[p] for p in map(str, (Path(path), *Path(path).parents)) if p in self.makers), None)
 
     def before(self, name: str) -> list[str]:
@@ -210,8 +210,7 @@ def write_lock(root: Path, entries: Entries) -> None:
 
 def meeting_place(repo: Repo) -> Settings | None:
     """The settings of DVC's default remote that other machines get; None without one."""
-    name = repo.config["core"].get("remote")
-    if not name:
+    if not (name := repo.config["core"].get("remote")):
         return None
     remote = repo.config["remote"][name]
     return {"core": {"remote": name}, "remote": {name: {key: remote[key] for key in SETTINGS if key in remote}}}

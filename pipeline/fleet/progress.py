@@ -1,7 +1,7 @@
 """What a fleet shows of itself: a live table on a terminal, one plain line for each event elsewhere."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from types import TracebackType
 
@@ -11,11 +11,11 @@ from rich.table import Table
 
 
 class State(Enum):
-    """How far a group is."""
+    """How far a group is, in the order in which a table shows them."""
 
-    WAITING = auto()
     STARTED = auto()
     WORKING = auto()
+    WAITING = auto()
     OVER = auto()
 
 
@@ -29,21 +29,11 @@ class Event:
     node: str = ""
 
 
-@dataclass
-class Row:
-    """Where a group is, and what it does there."""
-
-    state: State = State.WAITING
-    text: str = ""
-    node: str = ""
-    since: float = 0.0
-
-
 class Progress:
-    """The groups of a fleet by name, and what had to be done twice."""
+    """The last event of each group of a fleet, since when it is at work, and what had to be done twice."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.rows = console, dict[str, Row]()
+        self.console, self.rows, self.since = console, dict[str, Event](), dict[str, float]()
         self.retried: list[str] = []
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, redirect_stdout=False)
 
@@ -59,24 +49,21 @@ class Progress:
 
     def show(self, event: Event) -> None:
         """Takes in an event. A group that starts where it had already started was lost with its node."""
-        row = self.rows.setdefault(event.group, Row())
+        before = self.rows.get(event.group, event)
         if event.state is State.STARTED:
-            if row.node:
-                self.retried.append(f"{event.group}: lost with {row.node}, started again on {event.node}")
-            row.since = 0.0
-        if event.state is not State.WAITING and not row.since:
-            row.since = time.monotonic()
-        row.state, row.text, row.node = event.state, event.text, event.node or row.node
+            if before is not event and before.node:
+                self.retried.append(f"{event.group}: lost with {before.node}, started again on {event.node}")
+            self.since[event.group] = time.monotonic()
+        self.rows[event.group] = event = replace(event, node=event.node or before.node)
         if not self.console.is_terminal:
-            line = f"{event.group}{f' on {row.node}' if row.node else ''}: {event.text}"
+            line = f"{event.group}{f' on {event.node}' if event.node else ''}: {event.text}"
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def table(self) -> Table:
         """A row for each group, those at work first, those that are over last."""
         over = sum(row.state is State.OVER for row in self.rows.values())
         table = Table("group", "node", "", "s", title=f"{over} of {len(self.rows)} groups", title_justify="left")
-        order = [State.WORKING, State.STARTED, State.WAITING, State.OVER]
-        for name, row in sorted(self.rows.items(), key=lambda item: order.index(item[1].state)):
-            at_work = row.state in (State.STARTED, State.WORKING)
-            table.add_row(name, row.node, row.text, f"{time.monotonic() - row.since:.0f}" if at_work else "")
+        for name, row in sorted(self.rows.items(), key=lambda item: item[1].state.value):
+            at_work = row.state is not State.OVER and name in self.since
+            table.add_row(name, row.node, row.text, f"{time.monotonic() - self.since[name]:.0f}" if at_work else "")
         return table
