@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -100,15 +101,53 @@ def new_checkout(checkout: Path) -> Path:
     return checkout
 
 
+def copied(source: Path, target: Path) -> Path:
+    """A copy of a directory whose large files are links: no program writes into one in place."""
+    shutil.copytree(source, target, symlinks=True, copy_function=link_large)
+    return target
+
+
+def link_large(source: str, target: str) -> None:
+    """Copies a file, or links one that takes long to copy."""
+    (os.link if Path(source).stat().st_size > 1_000_000 else shutil.copy2)(source, target)
+
+
+def free_port() -> int:
+    """A port of loopback on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all test processes of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def built(shared: Path) -> Path:
+    """A repository in which DVC has built one cell, tiny-custom-voice-int8, from its checkpoint to smoke and score.
+
+    All tests share it; a test that changes it works on a copy (`copied`).
+    """
+    with FileLock(shared / "built.lock"):
+        if not (shared / "built").exists():
+            checkout = new_checkout(shared / "built.new")
+            dvc(checkout, "repro", "smoke@tiny-custom-voice-int8", "score@tiny-custom-voice-int8")
+            checkout.rename(shared / "built")
+    return shared / "built"
+
+
+@pytest.fixture(scope="session")
+def artifact(shared: Path) -> Callable[..., Path]:
     """`artifact("bundle", "tiny-base", "int8")`: the directory that a stage wrote, after the missing stages have run.
 
     The directories are shared by all tests, those of other test processes too; a test that changes one copies it.
     Another process may meanwhile build another variant; test_pipeline.py shows that DVC builds the same.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     checkout = shared / "checkout"
     with FileLock(shared / "checkout.lock"):
         if not checkout.exists():

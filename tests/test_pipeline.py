@@ -15,18 +15,16 @@ from pipeline.bundle import fingerprint, list_files
 from pipeline.fleet.plan import read_lock
 from pipeline.stage import ROOT
 from qwen3_tts_ov.bundle import Bundle, verified
-from tests.conftest import dvc, make, new_checkout
+from tests.conftest import copied, dvc, make, new_checkout
 
 CELL = "tiny-custom-voice-int8"
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
+def checkout(built, tmp_path_factory) -> Path:
     """A checkout of its own, since these tests edit it, with one cell built from the checkpoint to the smoke report."""
-    checkout = new_checkout(tmp_path_factory.mktemp("pipeline") / "repository")
-    dvc(checkout, "repro", f"smoke@{CELL}")
-    return checkout
+    return copied(built, tmp_path_factory.mktemp("pipeline") / "repository")
 
 
 def stale(checkout: Path) -> set[str]:

@@ -1,0 +1,192 @@
+"""Every command and every Python example of README, docs/, benchmarks/README.md and a model card, as a reader types it.
+
+What a test cannot have (a repository on the Hub, a checkpoint of gigabytes, a bucket) is replaced by its counterpart on
+this machine, word by word in STANDS_FOR; the rest runs as it stands. A command that takes minutes or a cluster is named
+in ELSEWHERE with the test that runs it.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from pipeline.stage import ROOT
+from tests.conftest import copied, free_port, until
+from tests.doubles.hub import Hub, serving, use
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+CELL = "artifacts/tiny-custom-voice/int8"
+STANDS_FOR = {
+    # What would be built, or built for minutes, and the cell that lies there.
+    r"\b(0\.6b-custom-voice|0\.6b-base|tiny-base|my-voice)\b": "tiny-custom-voice",
+    r"\bs3://bucket/path\b": "{desk}/remote",
+    # Bundles of each kind, by their place in the documentation.
+    r"\bBUNDLE\b": f"{CELL}/bundle",
+    r"\bBASE\b": "{base}",
+    r"\bDESIGN\b": "{design}",
+    # Where a server listens.
+    r"127\.0\.0\.1:8000": "127.0.0.1:{port}",
+    r"(qwen3-tts-ov serve [^;&|]*)": r"\1 --port {port}",
+    # Into the environment of the tests nothing is installed; what pip would do is told.
+    r"^pip install": "pip install --dry-run --quiet --no-deps --no-build-isolation --no-index",
+}
+ELSEWHERE = {
+    r"make test": "tests: this run",
+    r"make (bench|prove|parity).*": "tests/test_benchmarks.py, tests/fleet/prove_fleet.py, tests/parity: their parts",
+    r"(pip install \.|pip install -c constraints.txt --no-deps Resemblyzer pesq)": "tests/runtime/test_installed.py",
+    r"make fleet ADDRESS=.*|.*pipeline\.fleet\.node.*": "tests/fleet/prove_fleet.py",
+    r"make cell .*LAYOUTS=.*": "tests/fleet/prove_fleet.py",
+    # Programs of other projects, which are not installed here.
+    r"openarc .*|import openvino_genai\n.*": "their own projects",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command, or a block of Python, and the line of the document that it starts on."""
+
+    text: str
+    line: int
+    python: bool = False
+
+
+def examples(document: Path) -> list[Example]:
+    """What a document asks its reader to type, in order; the lines of a command that `\\` continues are joined."""
+    found, text = [], document.read_text(encoding="utf-8")
+    for block in re.finditer(r"^( *)```(console|python)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
+        line = text[: block.start(3)].count("\n") + 1
+        content = textwrap.dedent(block[3])
+        if block[2] == "python":
+            found.append(Example(content, line, python=True))
+            continue
+        for command in re.finditer(r"^\$ ((?:.*\\\n)*.*)$", content, re.MULTILINE):
+            typed = re.sub(r"\s+#( .*)?$", "", command[1])
+            found.append(Example(typed, line + content[: command.start()].count("\n")))
+    return found
+
+
+class Desk:
+    """A reader's place: a checkout with a built cell, a Hub, an environment, and the servers that were started."""
+
+    def __init__(self, folder: Path, words: dict[str, str], environment: dict[str, str]) -> None:
+        self.folder, self.words, self.environment = folder, words, environment
+        self.servers: list[subprocess.Popen[bytes]] = []
+
+    def spelled(self, text: str) -> str:
+        """An example with what this desk has in the place of what it stands for."""
+        for word, stands in STANDS_FOR.items():
+            text = re.sub(word, stands, text, flags=re.MULTILINE)
+        for name, value in self.words.items():
+            text = text.replace(f"{{{name}}}", value)
+        return text
+
+    def run(self, example: Example) -> None:
+        """Runs an example; a server goes on until the next one, or the end."""
+        text = self.spelled(example.text)
+        command = [sys.executable, "-c", text] if example.python else ["bash", "-euo", "pipefail", "-c", text]
+        if " serve " in text:
+            return self.start(command)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return None
+
+    def start(self, command: list[str]) -> None:
+        """Starts a server and waits until it listens."""
+        self.stop()
+        server = subprocess.Popen(command, cwd=self.folder, env=self.environment, start_new_session=True)
+        self.servers.append(server)
+
+        def listens() -> bool:
+            assert server.poll() is None, f"{command[-1]} ended"
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", int(self.words["port"]))) == 0
+
+        until(listens)
+
+    def stop(self) -> None:
+        """Ends the servers."""
+        while self.servers:
+            server = self.servers.pop()
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+
+
+@pytest.fixture
+def desk(built, artifact, tmp_path, monkeypatch) -> Iterator[Desk]:
+    bundles = {kind: artifact("bundle", f"tiny-{kind}") for kind in ("base", "voice-design")}
+    folder = copied(built, tmp_path / "desk")
+    (folder / "params.yaml").write_text("variants: [tiny-custom-voice]\nprecisions: [int8]\nlayouts: []\n")
+    (folder / "chapter.txt").write_text("One sentence. Another one.\n")
+    samples, rate = soundfile.read(ROOT / "tests" / "data" / "speech-24khz.flac")
+    soundfile.write(folder / "me.wav", samples, rate)
+    (folder / ".venv").symlink_to(sys.prefix)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "make").write_text(f'#!/bin/sh\nexec {shutil.which("make")} --assume-old=.venv/.installed "$@"\n')
+    (programs / "make").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(Hub()) as hub:
+        use(hub, tmp_path, monkeypatch)
+        hub.mirror("owner/name", "1" * 40, folder / CELL / "bundle")
+        hub.mirror("owner/base", "2" * 40, bundles["base"])
+        hub.repositories["owner/name"].tags["v0.1.0"] = "1" * 40
+        words = {
+            "desk": str(tmp_path),
+            "base": str(bundles["base"]),
+            "design": str(bundles["voice-design"]),
+            "port": str(free_port()),
+        }
+        place = Desk(folder, words, dict(os.environ))
+        yield place
+        place.stop()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_command_of_a_document_works(document, desk, record_property):
+    shown = examples(document)
+    here = [one for one in shown if not any(re.fullmatch(each, one.text, re.DOTALL) for each in ELSEWHERE)]
+    for example in here:
+        desk.run(example)
+    record_property("documented commands run as they stand", len(here))
+    record_property("documented commands run by the tests named in ELSEWHERE", len(shown) - len(here))
+
+
+def test_every_command_of_a_model_card_works(desk, record_property):
+    release = "make publish VARIANT=tiny-custom-voice TO='publish=hub publish.owner=me publish.private=false'"
+    desk.run(Example(release, 0))
+    folder = desk.folder / CELL / "release"
+    shown = examples(folder / "README.md")
+    here = [
+        one for one in shown if not re.fullmatch(r"openarc .*|import openvino_genai\n.*|hf .*", one.text, re.DOTALL)
+    ]
+    assert len(here) >= 4
+    for example in here:
+        place = folder if "SHA256SUMS" in example.text or example.text.endswith(" .") else desk.folder
+        desk.run(Example(f"cd {place} && {example.text}", example.line))
+    record_property("documented commands run as they stand", len(here))
+
+
+def test_examples_are_found_as_a_reader_reads_them(tmp_path):
+    text = "```console\n$ one   # why\noutput\n$ two \\\n  more\n```\n\n"
+    text += "  ```python\n  three()\n  ```\n```yaml\n$ no\n```\n"
+    (tmp_path / "page.md").write_text(text)
+    assert examples(tmp_path / "page.md") == [
+        Example("one", 2),
+        Example("two \\\n  more", 4),
+        Example("three()\n", 9, python=True),
+    ]
