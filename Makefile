@@ -1,16 +1,16 @@
-# make        sets up the environment and builds a bundle, which speaks, for every cell of params.yaml
+# make        sets up the environment, and builds and checks a bundle for every cell of params.yaml
 # make test   sets up the environment and runs every test
-# make lint   style and types
-# make prove  shows what a fleet promises, on S3 and a Ray cluster of three nodes; a quarter of an hour
-# make parity compares the networks with the official package, live: SIZE=tiny, 0.6b or 1.7b (random weights)
-# make golden recomputes the values that `make test` compares with
-# make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= of other runtimes; REMOTE= shares it through DVC
-# make fleet  builds all cells on many machines, or CELLS='*-int8': ADDRESS= of a Ray cluster, else on this machine
-# make plan   prints which cells are stale, of params.yaml or of VARIANTS= and PRECISIONS=
-# make publish releases that cell: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
-# make summary prints what is built as a table in Markdown
-# make bench  builds synthetic bundles of full size and lets them speak in turns with other engines; ENGINE=, ROUNDS=
-# make workflows checks the workflows of GitHub Actions, with actionlint
+# make lint   checks style and types
+# make prove  checks the guarantees of a fleet, with S3 and a Ray cluster of three nodes; takes a quarter of an hour
+# make parity compares the networks with a live run of the official package: SIZE=tiny, 0.6b or 1.7b (random weights)
+# make golden recomputes the golden values of `make test`
+# make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= for other runtimes; REMOTE= shares it through DVC
+# make fleet  builds all cells, or CELLS='*-int8', on the Ray cluster at ADDRESS=, or on this machine without it
+# make plan   prints which cells of params.yaml, or of VARIANTS= and PRECISIONS=, are stale
+# make publish releases the cell of VARIANT= and PRECISION=: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
+# make summary prints a Markdown table of what is built
+# make bench  builds synthetic bundles of full size and measures them in turns with other engines; ENGINE=, ROUNDS=
+# make workflows checks the GitHub Actions workflows with actionlint
 
 PYTHON ?= python3
 VENV   := .venv
@@ -23,11 +23,10 @@ all: setup
 	$(BIN)/dvc repro
 	$(BIN)/python -m pipeline.report
 
-# A process for each core, each with one thread: more only slow these small networks down.
+# One process per core, each with one thread: more threads only slow these small networks down.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-# The promises of a fleet, on S3 and three nodes of Ray; a quarter of an hour.
 prove: setup
 	$(BIN)/pytest tests/fleet/prove_fleet.py
 
@@ -36,7 +35,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The official package needs an environment of its own, and 7 GB of memory to compare at 0.6b, 13 at 1.7b.
+# The official package needs an environment of its own, and the comparison needs 7 GB of memory at 0.6b, 13 GB at 1.7b.
 REFERENCE ?= build/reference
 SIZE ?= tiny
 FRAMES = $(if $(filter tiny,$(SIZE)),64,16)
@@ -68,12 +67,12 @@ empty :=
 list = [$(subst $(empty) $(empty),$(comma),$(strip $(1)))]
 
 # Cells of conf/, whether or not params.yaml names them, are built in a view of this project that shares all but
-# params.yaml: artifacts/, dvc.lock and DVC's cache. CELL may be a variant: what its cells share.
+# params.yaml: artifacts/, dvc.lock and DVC's cache. CELL may also be a variant, for what its cells share.
 VIEW = build/cells
 view: setup remote
 	@$(BIN)/python -m pipeline.fleet.view '$(or $(VARIANTS),$(VARIANT))' '$(or $(PRECISIONS),$(PRECISION))' '$(LAYOUTS)'
 
-# With a remote, only what no machine has built yet is built, and only what that needs is fetched.
+# With a remote, only what no machine has built yet is built, and only its inputs are fetched.
 cell: view
 	$(if $(REMOTE),cd $(VIEW) && $(CURDIR)/$(BIN)/python -m pipeline.fleet.build_group \
 	  'cells=$(call list,$(CELL) $(LAYOUTS:%=%-$(CELL)))',\
@@ -100,7 +99,7 @@ publish: setup
 summary: setup
 	@$(BIN)/python -m pipeline.summary
 
-# benchmarks/dvc.yaml lets the bundles speak; they are cells like any other.
+# The bundles are cells like any other; benchmarks/dvc.yaml measures them.
 BENCH = synthetic-0.6b-custom-voice synthetic-1.7b-custom-voice
 export ENGINE ?= build/engine
 export REFERENCE
@@ -117,8 +116,8 @@ workflows:
 
 setup: $(VENV)/.installed
 
-# With uv if it is on the PATH, with pip if not. Both would take torch with CUDA, gigabytes of it, on Linux:
-# UV_TORCH_BACKEND=cpu for uv and PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for pip avoid it.
+# With uv if it is on the PATH, else with pip. On Linux both install torch with gigabytes of CUDA by default;
+# UV_TORCH_BACKEND=cpu for uv and PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for pip avoid that.
 UV := $(shell command -v uv)
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install) --quiet --constraint constraints.txt
 
@@ -130,10 +129,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { $(PYTHON) -c 'import ensurepip, venv' || { echo "error: this Python has no venv; apt install python3-venv" >&2; exit 1; }; } && \
 	  $(PYTHON) -m venv $(VENV))
 	$(INSTALL) --editable '.[serve,build,release,fleet,dev]'
-	@# For the score stage. Of Resemblyzer only the weights are used: its dependencies are large and partly broken.
+	@# For the score stage. Only the weights of Resemblyzer are used: its dependencies are large and partly broken.
 	$(INSTALL) --no-deps Resemblyzer
 	@$(INSTALL) pesq 2>/dev/null || \
-	  echo "No pesq: it is compiled, which takes a C compiler and Python's headers. Only the score stage wants it."
-	@# DVC asks for git, or to be told that there is none, as in an unpacked archive.
+	  echo "pesq was not installed: it needs a C compiler and Python's headers. Only the score stage uses it."
+	@# DVC must be told where there is no git repository, as in an unpacked archive.
 	@git rev-parse --git-dir > /dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
 	@touch $@
