@@ -1,4 +1,4 @@
-"""Side: a plain read of as many bytes as a bundle reads weights for a frame, on as many threads.
+"""Side: a plain read of as many bytes as the weights of a frame in a bundle, on as many threads.
 
 python -m benchmarks.bandwidth BUNDLE
 """
@@ -13,7 +13,7 @@ from benchmarks.side import Figures, Speak, serve
 from qwen3_tts_ov import Bundle
 from qwen3_tts_ov.app.bench import READ, WeightReader, weight_reads
 
-REPEATS = 8  # in each turn; the mean, as the sides' times a frame are means
+REPEATS = 8  # per turn; their mean is reported, as the sides' times per frame are means
 
 
 def load(folder: str) -> tuple[Speak, dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""Why the code predictor is one unrolled graph: it against the same fifteen steps as a Loop of OpenVINO.
+"""Why the code predictor is one unrolled graph: a comparison with the same fifteen steps as an OpenVINO Loop.
 
     python benchmarks/code_predictor_loop.py artifacts/synthetic-0.6b-custom-voice
 
-compares both in 16 bits on the CPU: the codes must be equal; calls alternate, and each graph is compiled in a process
-of its own, so that the memory it takes can be told. Prints one JSON object.
+compares both in 16 bits on the CPU. The codes must be equal. Calls alternate, and each graph is compiled in a process
+of its own, so that its memory can be measured. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pipeline.graphs.compression import to_f16
 from pipeline.stage import alone
 
 RUNS = 15
-PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}  # as conf/device has them for CPU
+PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}  # as in conf/device for CPU
 
 
 class Step(nn.Module):
-    """A position of the code predictor over a cache of fixed slots, the head and the table that it needs gathered."""
+    """One position of the code predictor, with a cache of fixed size; gathers the head and table of that position."""
 
     def __init__(self, network: CodePredictor) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Looped(nn.Module):
 
 
 def write_loop(checkpoint: Path, target: Path) -> None:
-    """The frame as a graph with a Loop, its weights in 16 bits, as `compress` stores the unrolled one."""
+    """The frame as a graph with a Loop, with weights in 16 bits, as `compress` stores the unrolled graph."""
     component = Component(Checkpoint(checkpoint))
     network, example = component.network, component.calls(np.random.default_rng(0))[1]
     config = network.config
@@ -126,7 +126,7 @@ def write_loop(checkpoint: Path, target: Path) -> None:
 
 
 def compiled_cost(xml: Path) -> dict[str, float]:
-    """Seconds to compile a graph, and by how many MB that made the process grow."""
+    """Seconds to compile a graph, and MB by which the process grew."""
     process = psutil.Process()
     before, start = process.memory_info().rss, time.perf_counter()
     request = ov.Core().compile_model(xml, "CPU", PROPERTIES).create_infer_request()

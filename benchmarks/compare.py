@@ -1,10 +1,10 @@
-"""Lets several programs speak in turns and writes down what each utterance took.
+"""Runs several programs in turns and records the cost of each utterance.
 
     python -m benchmarks.compare NAME [--rounds 7] [--frames 40] [--artifacts artifacts] [--engine FOLDER]
         [--reference VENV] [--only ours-int8 --only step-by-step ...]
 
-NAME is a comparison below. The machine may be shared and change its speed within minutes, so a figure is only compared
-with figures of the same run: sides alternate, each speaks the same text in a round, and nothing is averaged over runs.
+NAME is a comparison below. The machine may be shared and its speed may change within minutes, so figures are only
+compared within a run: sides alternate, all speak the same text in a round, and nothing is averaged over runs.
 Writes build/bench/NAME.json.
 """
 
@@ -28,11 +28,11 @@ from benchmarks.side import ROOT, TEXTS, Figures, Side, SideError
 
 RESULTS = ROOT / "build" / "bench"
 SMALL, LARGE = "synthetic-0.6b-custom-voice", "synthetic-1.7b-custom-voice"
-REST = 0.3  # seconds between turns, in which the threads of the last one go to sleep
+REST = 0.3  # seconds between turns, in which the threads of the last side go to sleep
 
 
 def commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """The sides of a comparison and how each is started."""
+    """The sides of a comparison, and the command that starts each."""
     variant = Path(arguments.artifacts, LARGE if arguments.name == "1.7b" else SMALL)
     python, checkpoint = [sys.executable, "-m"], str(variant / "checkpoint")
     official = [str(Path(arguments.reference).expanduser() / "bin" / "python"), "-m", "benchmarks.official", checkpoint]
@@ -71,7 +71,7 @@ def started(wanted: Mapping[str, list[str]]) -> Iterator[tuple[dict[str, Side], 
 
 
 def alternate(sides: Mapping[str, Side], rounds: int, frames: int) -> dict[str, dict[str, list[float]]]:
-    """Every side's figures, a value for each round. The round's first side changes, and all are warmed up before."""
+    """Every side's figures, one value per round. Each round starts with a different side; all are warmed up first."""
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
     names = list(sides)
     for side in sides.values():
@@ -89,7 +89,7 @@ def alternate(sides: Mapping[str, Side], rounds: int, frames: int) -> dict[str, 
 
 
 def complete(found: Figures) -> Figures:
-    """With what follows from the parts: all three together, the whole by frame, time for a second of audio."""
+    """Adds the derived figures: the sum of the three parts, total time per frame, real-time factor."""
     parts = ("talker", "code_predictor", "speech_decoder")
     more = {}
     if all(f"{part}_ms_a_frame" in found for part in parts):
@@ -101,7 +101,7 @@ def complete(found: Figures) -> Figures:
 
 
 def busy(sides: Iterator[Side]) -> float:
-    """Processor seconds that sides and their children have taken: those whose turn it is not should take none."""
+    """Processor seconds used by sides and their children; sides whose turn it is not should use none."""
     total = 0.0
     for side in sides:
         process = psutil.Process(side.pid)
@@ -112,7 +112,7 @@ def busy(sides: Iterator[Side]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for."""
+    """The machine and versions that the figures apply to."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "processor": names[0].partition(": ")[2] if names else platform.processor(),
@@ -124,7 +124,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(name: str, data: Mapping[str, Any]) -> None:
-    """Writes build/bench/NAME.json whole."""
+    """Writes build/bench/NAME.json atomically."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     partial = path.with_suffix(".part")
@@ -136,20 +136,20 @@ def write(name: str, data: Mapping[str, Any]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", choices=("0.6b", "1.7b"))
-    chosen = {"ROUNDS": "7", "ENGINE": "build/engine", "REFERENCE": "build/reference", **os.environ}  # of make
+    chosen = {"ROUNDS": "7", "ENGINE": "build/engine", "REFERENCE": "build/reference", **os.environ}  # set by make
     parser.add_argument("--rounds", type=int, default=chosen["ROUNDS"])
-    parser.add_argument("--frames", type=int, default=40, help="of 80 ms, of every utterance")
+    parser.add_argument("--frames", type=int, default=40, help="frames of 80 ms per utterance")
     parser.add_argument("--artifacts", default="artifacts")
-    parser.add_argument("--engine", default=chosen["ENGINE"], help="checkout of the C engine, built")
-    parser.add_argument("--reference", default=chosen["REFERENCE"], help="environment of the official package")
-    parser.add_argument("--only", action="append", help="a side; repeatable")
+    parser.add_argument("--engine", default=chosen["ENGINE"], help="checkout of the C engine, after its build")
+    parser.add_argument("--reference", default=chosen["REFERENCE"], help="virtual environment of the official package")
+    parser.add_argument("--only", action="append", help="a side to run; repeatable")
     return parser.parse_args(arguments)
 
 
 def main(arguments: argparse.Namespace) -> None:
     wanted = commands(arguments)
     if unknown := set(arguments.only or ()) - set(wanted):
-        sys.exit(f"error: no side is called {', '.join(sorted(unknown))}; known: {', '.join(wanted)}")
+        sys.exit(f"error: unknown side {', '.join(sorted(unknown))}; known: {', '.join(wanted)}")
     wanted = {name: command for name, command in wanted.items() if not arguments.only or name in arguments.only}
     with started(wanted) as (sides, skipped):
         figures = alternate(sides, arguments.rounds, arguments.frames)

@@ -1,10 +1,10 @@
-"""How the full matrix would scale: its groups as pipeline.fleet sends them out, on 1 to 32 workers, simulated.
+"""How the full matrix would scale: a simulation of the groups of pipeline.fleet on 1 to 32 workers.
 
     python -m benchmarks.fleet_scaling     prints a table, writes benchmarks/fleet_scaling.svg
 
-Five checkpoints, four precisions, three other layouts. benchmarks/stage_seconds.json says what a stage takes on one
-worker of 2 cores and how large its outputs are, and what of that was measured. A group pulls its inputs and pushes its
-outputs over NETWORK; one worker alone does neither. Workers take groups in the order in which the fleet sends them.
+Five checkpoints, four precisions, three other layouts. benchmarks/stage_seconds.json has the time of a stage on one
+worker of 2 cores, the size of its outputs, and which of these were measured. A group pulls its inputs and pushes its
+outputs over NETWORK; a single worker does neither. Workers take groups in the order in which the fleet submits them.
 """
 
 import heapq
@@ -28,7 +28,7 @@ AXES = {
     "layouts": ["openarc", "genai", "npu"],
 }
 WORKERS = (1, 2, 4, 8, 16, 32)
-NETWORK = 0.125  # GB/s of a worker, 1 Gbit/s
+NETWORK = 0.125  # GB/s per worker: 1 Gbit/s
 FIGURES = Path(__file__).with_name("stage_seconds.json")
 Figures = Mapping[str, Any]
 
@@ -43,7 +43,7 @@ def full_matrix(folder: Path) -> Plan:
 
 
 def figure(figures: Figures, plan: Plan, name: str, what: str) -> float:
-    """Seconds or gigabytes of a stage: by size, then by layout and precision where they make a difference."""
+    """Seconds or gigabytes of a stage: by size, then by layout and precision where these matter."""
     chosen = plan.chosen(name)
     value = figures[what][chosen["variant"].partition("-")[0]].get(name.partition("@")[0], 0)
     for axis in ("layout", "precision"):
@@ -53,7 +53,7 @@ def figure(figures: Figures, plan: Plan, name: str, what: str) -> float:
 
 
 def seconds(figures: Figures, plan: Plan, group: Group, network: float) -> float:
-    """What a group takes on a worker, its transfers included."""
+    """Seconds that a group takes on a worker, transfers included."""
     paths = (str(Path(plan.repo.root_dir, path)) for path in plan.inputs(group.stages))
     whole = [plan.makers[path][0] for path in paths if path in plan.makers]  # single files of an output are small
     moved = sum(figure(figures, plan, name, "gigabytes") for name in [*whole, *group.stages])
@@ -61,7 +61,7 @@ def seconds(figures: Figures, plan: Plan, group: Group, network: float) -> float
 
 
 def schedule(groups: Mapping[str, Group], times: Mapping[str, float], workers: int) -> float:
-    """When the last group is done, if a free worker always takes the first group that has all it needs."""
+    """When the last group ends, if a free worker always takes the first group whose inputs are ready."""
     waiting, done, running, now = dict(groups), set[str](), list[tuple[float, str]](), 0.0
     while waiting or running:
         for group in [group for group in waiting.values() if group.after <= done][: workers - len(running)]:
@@ -73,7 +73,7 @@ def schedule(groups: Mapping[str, Group], times: Mapping[str, float], workers: i
 
 
 def critical_path(groups: Mapping[str, Group], times: Mapping[str, float]) -> list[str]:
-    """The chain of groups that takes longest: no number of workers is faster."""
+    """The chain of groups that takes longest: a lower bound for any number of workers."""
     chains: dict[str, list[str]] = {}
 
     def chain(name: str) -> list[str]:
@@ -88,7 +88,7 @@ def critical_path(groups: Mapping[str, Group], times: Mapping[str, float]) -> li
 
 
 def plot(rows: list[dict[str, float]], bound: float) -> str:
-    """Time and efficiency over workers, as SVG."""
+    """Time and efficiency by number of workers, as SVG."""
 
     def panel(field: str, title: str, kind: str) -> dict[str, Any]:
         y = {"field": field, "type": "quantitative", "title": title, "scale": {"type": kind, "zero": kind == "linear"}}
@@ -130,7 +130,7 @@ def main() -> None:
     print(f"{len(plan.stages)} stages in {len(groups)} groups; critical path {' -> '.join(path)}:", end=" ")
     bound = sum(map(times.__getitem__, path))
     print(f"{bound / 60:.0f} min, of which transfers {(bound - sum(map(alone.__getitem__, path))) / 60:.0f} min")
-    print(f"transfers over all: {(sum(times.values()) - sum(alone.values())) / sum(times.values()):.0%} of the work")
+    print(f"transfers in total: {(sum(times.values()) - sum(alone.values())) / sum(times.values()):.0%} of the work")
     FIGURES.with_name("fleet_scaling.svg").write_text(plot(rows, bound) + "\n", encoding="utf-8")
 
 

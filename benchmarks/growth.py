@@ -1,8 +1,8 @@
-"""What grows and what must not: cost by context, memory over long speech, start, memory of a loaded bundle.
+"""Cost by context length, memory over long speech, start-up time, memory of a loaded bundle.
 
     python -m benchmarks.growth BUNDLE [--seconds 600]
 
-Every figure is taken in a process of its own. Writes build/bench/growth-VARIANT-PRECISION.json.
+Every figure is measured in a process of its own. Writes build/bench/growth-VARIANT-PRECISION.json.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MEGABYTE = 1e6
 
 
 def context_cost(folder: str) -> dict[str, dict[str, float]]:
-    """Best and median milliseconds of a talker step by the frames before it.
+    """Best and median milliseconds of a talker step, by the number of frames before it.
 
-    Embeddings are random: attention does not cost more or less for them. Positions are filled a hundred at a time.
+    Embeddings are random, which does not change the cost of attention. Positions are filled a hundred at a time.
     """
     synthesizer = Synthesizer(Bundle.load(folder))
     width = synthesizer.model.config["talker_config"]["hidden_size"]
@@ -53,10 +53,10 @@ def context_cost(folder: str) -> dict[str, dict[str, float]]:
 
 
 def streamed_memory(folder: str, seconds: float) -> list[dict[str, float]]:
-    """Resident memory, in MB, at every ten seconds of a long text's speech, with the time that it took so far.
+    """Resident memory in MB after every ten seconds of the speech of a long text, with the time elapsed.
 
-    A text is spoken in pieces of at most half a minute. A limit on the frames of the whole would replace those of the
-    pieces, so the text is longer than needed and the stream is left.
+    A text is spoken in pieces of at most half a minute. `max_frames` would replace the limits of the pieces, so the
+    text is longer than needed and the stream is closed early.
     """
     bundle = Bundle.load(folder)
     synthesizer = Synthesizer(bundle)
@@ -76,7 +76,7 @@ def streamed_memory(folder: str, seconds: float) -> list[dict[str, float]]:
 
 
 def start_seconds(folder: str) -> dict[str, float]:
-    """From the call that loads a bundle to a synthesizer that is ready, and to its first audio; a warm model cache."""
+    """From loading a bundle to a ready synthesizer, and to its first audio, with a warm model cache."""
     start = time.perf_counter()
     synthesizer = Synthesizer(Bundle.load(folder))
     ready = time.perf_counter() - start
@@ -86,15 +86,15 @@ def start_seconds(folder: str) -> dict[str, float]:
 
 
 def loaded_memory(folder: str, load: bool) -> dict[str, float]:
-    """A process's memory in MB with the runtime alone, or with a bundle that has spoken for five seconds, twice.
+    """A process's memory in MB with the runtime alone, or with a bundle after two utterances of five seconds.
 
-    `anonymous` is the process's own, `file` is pages of mapped files, which the system can drop and read again.
+    `anonymous` is the process's own memory; `file` is pages of mapped files, which the system can drop and read again.
     """
-    devices()  # loads OpenVINO and what it has for every device
+    devices()  # loads OpenVINO and its device plugins
     held = None
     if load:
         held = Synthesizer(Bundle.load(folder))
-        # 64 frames: chunks of every size. What was given back after the first utterance, the second takes again.
+        # 64 frames: chunks of every size. Memory released after the first utterance is taken again by the second.
         for seed in (1, 2):
             speech = held.speak(TEXTS[0], language=LANGUAGE, seed=seed, max_frames=64)
             assert speech.samples
@@ -109,7 +109,7 @@ def loaded_memory(folder: str, load: bool) -> dict[str, float]:
 
 
 def memory(folder: str) -> dict[str, Any]:
-    """What a loaded bundle adds to a process, against the size of its graphs' files."""
+    """Memory that a loaded bundle adds to a process, compared with the size of its graphs' files."""
     alone_, loaded = alone(loaded_memory, folder, False), alone(loaded_memory, folder, True)
     manifest = Bundle.load(folder).manifest
     graphs = {entry[kind] for entry in manifest["components"].values() for kind in ("xml", "bin")}
@@ -134,6 +134,6 @@ def main(folder: str, seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundle")
-    parser.add_argument("--seconds", type=float, default=600, help="of streamed speech; 0 leaves it out")
+    parser.add_argument("--seconds", type=float, default=600, help="seconds of streamed speech; 0 skips it")
     given = parser.parse_args(sys.argv[1:])
     main(given.bundle, given.seconds)

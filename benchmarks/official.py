@@ -16,8 +16,8 @@ from benchmarks.side import LANGUAGE, Figures, Speak, serve
 
 
 def load(checkpoint: str, dtype: str) -> tuple[Speak, dict[str, Any]]:
-    """With the attention of PyTorch (`sdpa`), the package's faster one on a CPU."""
-    # Here, where nothing that it prints on import can get among the answers.
+    """Loads with PyTorch's attention (`sdpa`), the faster one on a CPU."""
+    # Imported here, where its output cannot mix with the answers.
     import soundfile
     import torch
     from qwen_tts import Qwen3TTSModel
@@ -35,11 +35,11 @@ def load(checkpoint: str, dtype: str) -> tuple[Speak, dict[str, Any]]:
         seconds.clear()
         torch.manual_seed(seed)
         start = time.perf_counter()
-        # Its last token is no frame.
+        # The last token is not a frame.
         (waveform,), rate = tts.generate_custom_voice(text, speaker, language=LANGUAGE, max_new_tokens=frames + 1)
         soundfile.write(wav, waveform, rate, "PCM_16")
         total, spoken = time.perf_counter() - start, round(len(waveform) / rate * 12.5)
-        step = seconds["generate"] - seconds["prefill"] - seconds["code_predictor"]  # with what samples between
+        step = seconds["generate"] - seconds["prefill"] - seconds["code_predictor"]  # including sampling
         return {
             "seconds": total,
             "frames": spoken,
@@ -53,7 +53,7 @@ def load(checkpoint: str, dtype: str) -> tuple[Speak, dict[str, Any]]:
 
 
 def timed(function: Callable[..., Any], seconds: defaultdict[str, float], name: str) -> Callable[..., Any]:
-    """The function, its time added to `seconds`."""
+    """Wraps the function to add its time to `seconds`."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -66,7 +66,7 @@ def timed(function: Callable[..., Any], seconds: defaultdict[str, float], name: 
 
 
 def time_prefill(talker: Any, seconds: defaultdict[str, float]) -> None:
-    """Adds to `seconds` the time of the calls with more than one position."""
+    """Adds the time of calls with more than one position to `seconds`."""
 
     def before(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
         embeds = kwargs.get("inputs_embeds")

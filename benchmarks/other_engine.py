@@ -2,9 +2,9 @@
 
     python -m benchmarks.other_engine ENGINE CHECKPOINT int8|int4
 
-ENGINE is its checkout with the program `qwen_tts` in it, built there by
-`make blas SIMD=avx512bf16 EXTRA_CFLAGS=-I/usr/include/$(gcc -print-multiarch)`; SIMD is avx512vnni, avx512 or auto on
-processors without. Its server prints no times, so every utterance is a process of its own; what it took to load is
+ENGINE is its checkout, with the program `qwen_tts` built there by
+`make blas SIMD=avx512bf16 EXTRA_CFLAGS=-I/usr/include/$(gcc -print-multiarch)`; on processors without bf16, SIMD is
+avx512vnni, avx512 or auto. Its server prints no times, so every utterance is a process of its own, whose load time is
 not counted.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.side import LANGUAGE, Figures, SideError, Speak, serve
 
-# As its own notes advise for few cores: workers that wait for their next piece awake, audio decoded after the codes.
+# As its own notes advise for few cores: workers busy-wait, and audio is decoded after the codes.
 ENVIRONMENT = {"QWEN_POOL_SPIN": "200000", "QWEN_NO_OVERLAP": "1"}
 _TIMES = {
     "prefill": r"Prefill: (\d+) ms",
@@ -34,10 +34,10 @@ _TIMES = {
 
 
 def read_times(log: str) -> Figures:
-    """The figures of one utterance from what the engine prints: the talker's with its head and tables, as ours."""
+    """The figures of one utterance, from the engine's log; the talker includes its head and tables, as ours does."""
     found = {name: re.search(pattern, log) for name, pattern in _TIMES.items()}
     if missing := [name for name, match in found.items() if match is None]:
-        raise SideError(f"the engine tells no {', '.join(missing)}; it said: {log.strip()[-200:]}")
+        raise SideError(f"the engine reports no {', '.join(missing)}; its log ends with: {log.strip()[-200:]}")
     times = {name: float(match.group(1)) for name, match in found.items() if match}
     frames, prefill = times.pop("frames"), times["prefill"]
     return {

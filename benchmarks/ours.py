@@ -1,4 +1,4 @@
-"""Side: this project's runtime with a bundle, as the bundle recommends it or with another arithmetic of the decoder.
+"""Side: this project's runtime with a bundle, with the recommended settings or with the speech decoder in f32.
 
 python -m benchmarks.ours BUNDLE [f32]
 """

@@ -1,6 +1,6 @@
-"""A side of a comparison: a process that loads once, then speaks when it is asked, one JSON line for another.
+"""A side of a comparison: a process that loads once, then answers each JSON line with one, after speaking.
 
-A worker imports nothing but the standard library from here, so that it can run in another environment.
+This module imports only the standard library, so that a worker can run in a different environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Figures = dict[str, float]
 Speak = Callable[..., Figures]
 
-# A text of ten words for each round, so that no side is helped by having heard it before.
+# A new text of ten words for each round, so that no side profits from having spoken it before.
 TEXTS = (
     "The quick brown fox jumps over the lazy sleeping dog.",
     "Nobody in the village could say who had seen it.",
@@ -40,7 +40,7 @@ class Side:
     """The parent's end of a worker. Raises SideError when the worker cannot start or stops."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        # What would let idle threads spin through another side's turn.
+        # These would let idle threads spin during another side's turn.
         environment = {
             key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
         }
@@ -61,15 +61,15 @@ class Side:
         return self._process.pid
 
     def speak(self, text: str, seed: int, frames: int) -> Figures:
-        """What one utterance took, from text to WAV file, of exactly `frames` frames, unless it ended by itself."""
+        """The cost of one utterance, from text to WAV file, of `frames` frames unless it ends by itself earlier."""
         assert self._process.stdin is not None
         request = {"text": text, "seed": seed, "frames": frames, "wav": str(Path(self._folder.name, "speech.wav"))}
-        with suppress(BrokenPipeError):  # reading says what became of it
+        with suppress(BrokenPipeError):  # reading reports what happened
             print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._read()
 
     def close(self) -> None:
-        """Ends the worker, which ends with its stdin and then ends what it has started."""
+        """Ends the worker, which exits, with its children, when its stdin closes."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -88,9 +88,9 @@ class Side:
 
 
 def serve(load: Callable[[], tuple[Speak, dict[str, Any]]]) -> None:
-    """The worker's end: loads, says what it is, and answers until stdin ends. Only answers go to stdout."""
+    """The worker's end: loads, describes itself, and answers until stdin closes. Only answers go to stdout."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print there
+    os.dup2(2, 1)  # libraries print to stdout
 
     def answer(data: Mapping[str, Any]) -> None:
         print(json.dumps(data), file=answers, flush=True)
@@ -100,5 +100,5 @@ def serve(load: Callable[[], tuple[Speak, dict[str, Any]]]) -> None:
         answer(about)
         for line in sys.stdin:
             answer(speak(**json.loads(line)))
-    except Exception as error:  # whatever it is, the comparison goes on without this side and tells why
+    except Exception as error:  # whatever it is, the comparison continues without this side and reports why
         answer({"error": f"{type(error).__name__}: {error}"})

@@ -1,10 +1,10 @@
-"""Side: a call for each step, as OpenArc's engine speaks from a bundle of its layout.
+"""Side: one call per step, as OpenArc's engine speaks from a bundle in its layout.
 
     python -m benchmarks.stepwise BUNDLE
 
-32 infer calls make a frame: talker, its table, and fifteen times code predictor and its table. Positions and sampling
-are numpy's, the audio is decoded in one call at the end, and the compile properties are OpenArc's own. The rules of
-prompt and sampling are this project's, which are the same.
+A frame takes 32 infer calls: the talker, its table, and fifteen times the code predictor and its table. Positions and
+sampling are computed in numpy, the audio is decoded in one call at the end, and the compile properties are OpenArc's.
+Prompt and sampling rules are this project's, which are the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Stepwise:
-    """The graphs, and the seconds that they and the sampling between them have taken by part."""
+    """The graphs, and the seconds spent in them and in the sampling between them, by part."""
 
     def __init__(self, folder: Path, properties: Mapping[str, Any] = PROPERTIES) -> None:
         core = ov.Core()
@@ -101,7 +101,7 @@ class Stepwise:
         return codes, summed
 
     def generate(self, plan: prompt.Prompt, generation: Mapping[str, Any], seed: int, frames: int) -> NDArray[np.int64]:
-        """Codes [frames, groups] of a prompt that holds its whole text, sampled as a generation_config.json says."""
+        """Codes [frames, groups] of a prompt with its whole text, sampled according to a generation_config.json."""
         pad = self.rows("text_model", np.array([plan.pad_text_id]))
         embeds = self.rows("text_model", np.array(plan.text_ids))
         embeds += self.rows("codec_embedding", np.array(plan.codec_ids))

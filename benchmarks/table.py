@@ -1,9 +1,9 @@
-"""What `benchmarks.compare` wrote, for people: a table and ratios in Markdown, and a picture.
+"""The results of `benchmarks.compare` for readers: a table and ratios in Markdown, and a chart.
 
     python -m benchmarks.table build/bench/0.6b.json
 
-prints the table (best / median of the rounds, milliseconds a frame of 80 ms) and the ratios, and draws the parts of a
-frame beside it as SVG. A ratio is of the best of both sides, and the median of the ratios within each round.
+prints the table (best / median of the rounds, milliseconds per frame of 80 ms) and the ratios, and draws the parts of a
+frame as SVG beside the input. Each ratio is given for the best values, and as the median of the ratios of all rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Run = Mapping[str, Any]
 
 
 def rows(run: Run) -> Iterator[str]:
-    """The table's lines, after one that says where and how it was measured."""
+    """The table's lines, after one that states machine and method."""
     machine = run["machine"]
     yield (
         f"{machine['processor']}, {machine['cores']} cores, OpenVINO {machine['openvino']}; "
@@ -45,7 +45,7 @@ def rows(run: Run) -> Iterator[str]:
 
 
 def ratios(run: Run) -> Iterator[str]:
-    """How the sides of this project stand to the others, to the memory and to their own first audio."""
+    """How this project's sides compare with the others, with the plain read, and their first audio with its bound."""
     sides = {name: side["figures"] for name, side in run["sides"].items()}
     own = [name for name in sides if name.startswith("ours-")]
     for place, name in enumerate(own):
@@ -56,7 +56,7 @@ def ratios(run: Run) -> Iterator[str]:
                     ("three_parts_ms_a_frame", "all three parts"),
                     ("whole_ms_a_frame", "text to WAV"),
                 ):
-                    yield f"- {name} takes {ratio(ours[measure], theirs[measure])} of the time of {other}, {words}"
+                    yield f"- {name} takes {ratio(ours[measure], theirs[measure])} times as long as {other}, {words}"
         frames = [sum(parts) for parts in zip(*(ours[f"{part}_ms_a_frame"] for part in PARTS), strict=True)]
         bound = [prefill + 5 * frame for prefill, frame in zip(ours["prefill_ms"], frames, strict=True)]
         yield f"- {name}: first audio takes {ratio(ours['first_audio_ms'], bound)} of prefill and 5 frames"
@@ -64,11 +64,11 @@ def ratios(run: Run) -> Iterator[str]:
         for part in PARTS[:2] if reading else ():
             measure = f"{part}_ms_a_frame"
             rate = ratio(reading[measure], ours[measure])
-            yield f"- {name}: its {part} reads weights at {rate} of a plain read's rate"
+            yield f"- {name}: its {part} reads weights at {rate} times the rate of a plain read"
 
 
 def ratio(ours: list[float], theirs: list[float]) -> str:
-    """Best against best, and the median of the rounds' ratios."""
+    """The ratio of the best values, and the median of the rounds' ratios."""
     by_round = median(one / other for one, other in zip(ours, theirs, strict=True))
     return f"{min(ours) / min(theirs):.2f} (median {by_round:.2f})"
 
@@ -78,7 +78,7 @@ def cell(values: list[float] | None) -> str:
 
 
 def picture(run: Run) -> str:
-    """The best time of every part of a frame by side, as SVG; a line marks the length of the frame."""
+    """The best time of each part of a frame by side, as SVG; a line marks the frame's duration."""
     points = [
         {"side": name, "part": part.replace("_", " "), "ms": min(side["figures"][f"{part}_ms_a_frame"])}
         for name, side in run["sides"].items()
@@ -89,7 +89,7 @@ def picture(run: Run) -> str:
         "mark": "bar",
         "encoding": {
             "y": {"field": "side", "type": "nominal", "title": None, "sort": {"op": "sum", "field": "ms"}},
-            "x": {"field": "ms", "type": "quantitative", "title": "ms for a frame of 80 ms, best of the rounds"},
+            "x": {"field": "ms", "type": "quantitative", "title": "ms per frame of 80 ms, best round"},
             "color": {"field": "part", "type": "nominal", "title": None, "sort": [p.replace("_", " ") for p in PARTS]},
         },
     }

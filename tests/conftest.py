@@ -1,4 +1,4 @@
-"""What the tests share: artifacts that the real stages make, each once in a run and only when a test asks for it."""
+"""Shared fixtures: artifacts of the real stages, each built once per run and only when a test requests it."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from filelock import FileLock
 from pipeline.stage import ROOT, configuration, paths
 from tests.official import GOLDEN, LIVE, VARIANTS, Official
 
-# Stage, and where `paths` says that it writes; in the order in which they need each other.
+# Stages and the outputs that `paths` gives for them, in order of dependency.
 STAGES = {
     "download": "checkpoint",
     "build": "model",
@@ -42,7 +42,7 @@ def run_stage(stage: str, *overrides: str, checkout: Path = ROOT) -> subprocess.
 
 
 def dvc(checkout: Path, *arguments: str) -> str:
-    """What a DVC command prints, run in a checkout with this environment's packages."""
+    """The output of a DVC command, run in a checkout with this environment's packages."""
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
@@ -58,7 +58,7 @@ def dvc(checkout: Path, *arguments: str) -> str:
 
 
 def make(folder: Path, *arguments: str) -> str:
-    """What `make` prints in a checkout, with this environment in the place of one that it would set up."""
+    """The output of `make` in a checkout, using this environment instead of setting one up."""
     if not (folder / ".venv").exists():
         (folder / ".venv").symlink_to(sys.prefix)
     done = subprocess.run(
@@ -75,16 +75,16 @@ def make(folder: Path, *arguments: str) -> str:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Waits for what another thread is about to do."""
+    """Waits until a condition that another thread or process will fulfil is true."""
     for _ in range(2000):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not come true in 20 s")
+    raise AssertionError("the condition did not become true within 20 s")
 
 
 def new_checkout(checkout: Path) -> Path:
-    """A repository with the files of this one, all committed, in which nothing is built yet."""
+    """A repository with this one's files, all committed, and nothing built."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -97,23 +97,23 @@ def new_checkout(checkout: Path) -> Path:
     hour = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")  # two copies, one commit
     for command in (["init", "-q"], ["add", "--all"], [*identity, "commit", "-qm", "Copy"]):
         subprocess.run(["git", *command], cwd=checkout, check=True, env=os.environ | hour)
-    dvc(checkout, "config", "--local", "cache.type", "copy")  # tests damage copies of what lies there
+    dvc(checkout, "config", "--local", "cache.type", "copy")  # tests damage copies of these outputs
     return checkout
 
 
 def copied(source: Path, target: Path) -> Path:
-    """A copy of a directory whose large files are links: no program writes into one in place."""
+    """A copy of a directory, with large files hard-linked: no program writes to those in place."""
     shutil.copytree(source, target, symlinks=True, copy_function=link_large)
     return target
 
 
 def link_large(source: str, target: str) -> None:
-    """Copies a file, or links one that takes long to copy."""
+    """Copies a file, or links it if it is large."""
     (os.link if Path(source).stat().st_size > 1_000_000 else shutil.copy2)(source, target)
 
 
 def free_port() -> int:
-    """A port of loopback on which nothing listens now."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -122,14 +122,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that all test processes of a run share."""
+    """The folder shared by all test processes of a run."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def built(shared: Path) -> Path:
-    """A repository in which DVC has built one cell, tiny-custom-voice-int8, from its checkpoint to smoke and score.
+    """A repository in which DVC has built one cell, tiny-custom-voice-int8, from checkpoint to smoke and score.
 
     All tests share it; a test that changes it works on a copy (`copied`).
     """
@@ -143,10 +143,10 @@ def built(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact(shared: Path) -> Callable[..., Path]:
-    """`artifact("bundle", "tiny-base", "int8")`: the directory that a stage wrote, after the missing stages have run.
+    """`artifact("bundle", "tiny-base", "int8")`: the output of a stage, built first if it is missing.
 
-    The directories are shared by all tests, those of other test processes too; a test that changes one copies it.
-    Another process may meanwhile build another variant; test_pipeline.py shows that DVC builds the same.
+    The directories are shared by all test processes; a test that changes one copies it. Different processes may build
+    different variants at the same time; test_pipeline.py shows that DVC builds the same.
     """
     checkout = shared / "checkout"
     with FileLock(shared / "checkout.lock"):
@@ -169,7 +169,7 @@ def artifact(shared: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
-    """`bundle_of("openarc")`: tiny-base in int8 in the layout of another runtime, its graphs beside the native ones."""
+    """`bundle_of("openarc")`: tiny-base in int8 in another runtime's layout, with its graphs beside the native ones."""
     native = artifact("compress", "tiny-base")
     artifacts = native.parents[2]
     lock = FileLock(artifacts.parent.parent / "layouts.lock")
@@ -188,7 +188,7 @@ def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session", params=VARIANTS)
 def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_path_factory) -> Official:
-    """Each variant's checkpoint with what the official package computed with it."""
+    """Each variant's checkpoint, with the official package's results for it."""
     scratch = tmp_path_factory.mktemp(request.param)
     if LIVE:
         return Official.load(LIVE / request.param / "checkpoint", LIVE / request.param / "golden.npz", scratch)
@@ -196,7 +196,7 @@ def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints what tests counted with `record_property`, such as the faults that a release overcame."""
+    """Prints the counts that tests made with `record_property`, such as the faults that a release survived."""
     counts: Counter[str] = Counter()
     for report in terminalreporter.getreports("passed"):
         counts.update(dict(report.user_properties) if report.when == "call" else {})

@@ -1,4 +1,4 @@
-"""Exported graphs under test: compiled for exact arithmetic, with calls and what the networks answer to them."""
+"""Exported graphs under test: compiled for exact arithmetic, with calls and the networks' outputs for them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.official import snr
 
 Call = dict[str, NDArray]
 BATCH = 2
-LARGE = 4096  # elements; a constant with fewer is no weight that matters
-# The networks of model_src whose parameters a component holds.
+LARGE = 4096  # elements; smaller constants are not weights that matter
+# The networks of model_src whose parameters each component contains.
 NETWORKS = {
     "text_embedding": ["text_embedding"],
     "codec_embedding": ["codec_embedding"],
@@ -46,7 +46,7 @@ def request(xml: Path) -> ov.InferRequest:
 
 
 def answers(request: ov.InferRequest, calls: Iterable[Call]) -> list[Call]:
-    """What consecutive calls give, from the first on an empty state."""
+    """The outputs of consecutive calls, starting from an empty state."""
     request.reset_state()
     results = []
     for call in calls:
@@ -56,7 +56,7 @@ def answers(request: ov.InferRequest, calls: Iterable[Call]) -> list[Call]:
 
 
 def assert_equal(found: Sequence[Call], expected: Sequence[Call], decibels: float = 90) -> None:
-    """What is expected was found: integers the same, floats up to `decibels` of signal to noise."""
+    """Asserts equal integers, and floats with a signal-to-noise ratio of at least `decibels`."""
     for ours, theirs in zip(found, expected, strict=True):
         for port, value in theirs.items():
             assert ours[port].shape == value.shape, port
@@ -67,7 +67,7 @@ def assert_equal(found: Sequence[Call], expected: Sequence[Call], decibels: floa
 
 
 def constants(xml: Path) -> dict[str, int]:
-    """How many elements the large constants of a graph have, by element type."""
+    """Number of elements in the large constants of a graph, by element type."""
     counts: dict[str, int] = {}
     for node in ov.Core().read_model(xml).get_ops():
         if node.get_type_name() == "Constant" and (size := int(np.prod(node.get_output_shape(0)))) >= LARGE:
@@ -77,12 +77,12 @@ def constants(xml: Path) -> dict[str, int]:
 
 
 def layer_type(node: ov.Node) -> str:
-    """What a node of a runtime model is to the plugin."""
+    """The plugin's layer type of a node of a runtime model."""
     return node.get_rt_info()["layerType"].value
 
 
 def frame_inputs(network: CodePredictor, width: int, batch: int, rng: np.random.Generator, **rules: float) -> Call:
-    """The code predictor's inputs for `batch` frames: hidden states [batch, 1, width] and the rest, noise drawn."""
+    """The code predictor's inputs for `batch` frames: hidden states [batch, 1, width], random noise and the rest."""
     groups, codes = len(network.heads), network.config.vocab_size
     chosen = {"temperature": 0.9, "top_k": 50, "top_p": 1.0} | rules
     return {
@@ -95,8 +95,8 @@ def frame_inputs(network: CodePredictor, width: int, batch: int, rng: np.random.
     }
 
 
-# One function for each component: calls in succession, each for a batch of two, and the networks' own answers. A
-# stateful graph is called piece by piece; its network answers in one pass over the whole.
+# One function per component: consecutive calls, each for a batch of two, and the networks' own outputs. A stateful
+# graph is called piece by piece; its network processes everything in one pass.
 Example = Callable[[Checkpoint, np.random.Generator], tuple[list[Call], list[Call]]]
 
 
@@ -167,7 +167,7 @@ def speaker_encoder(checkpoint: Checkpoint, rng: np.random.Generator) -> tuple[l
 
 
 def swelling_noise(rng: np.random.Generator, samples: int) -> Tensor:
-    """Audio [batch, samples] with something to tell the rows and the moments apart."""
+    """Audio [batch, samples] in which rows and moments differ."""
     swell = np.abs(np.sin(np.arange(samples) / np.array([[2000], [3500]])))
     return torch.from_numpy((0.3 * swell * rng.standard_normal((BATCH, samples))).astype(np.float32))
 

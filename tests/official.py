@@ -1,7 +1,7 @@
-"""What the tests of parity compare with: a checkpoint, and what the official package computed with it.
+"""References for the parity tests: a checkpoint, and what the official package computed with it.
 
-The rule is the tiny checkpoints and the golden values committed in tests/golden (tests/reference/make_golden.py made
-them), so these tests run anywhere. `make parity` computes both anew, of any size, and names their folder in PARITY.
+By default these are the tiny checkpoints and the golden values in tests/golden (from tests/reference/make_golden.py),
+so that the tests run anywhere. `make parity` recomputes both at any size, and passes their folder in PARITY.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GOLDEN = TESTS / "golden"
 VARIANTS = sorted(path.parent.name for path in LIVE.glob("*/golden.npz")) if LIVE else sorted(
     path.stem for path in GOLDEN.glob("*.npz")
 )  # fmt: skip
-# Base checkpoints come with golden values of speech tokenizer and speaker encoder, custom voice with those of sampling.
+# Golden values of base checkpoints cover speech tokenizer and speaker encoder; those of custom voice, sampling.
 BASE = [variant for variant in VARIANTS if variant.endswith("base")]
 CUSTOM_VOICE = [variant for variant in VARIANTS if variant.endswith("custom-voice")]
 
@@ -48,7 +48,7 @@ class Official:
 
     @classmethod
     def load(cls, folder: Path, golden: Path, scratch: Path) -> Official:
-        """Fails the test when the values were made from other files than the checkpoint's."""
+        """Fails the test if the values were made from different files than the checkpoint's."""
         values = dict(np.load(golden, allow_pickle=False))
         for name, digest in json.loads(str(values["checkpoint"])).items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
@@ -64,7 +64,7 @@ class Official:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json; a small custom voice counts as a large one here, since the official model itself takes an
+        """config.json; a small custom voice is declared large here, since the official model itself takes an
         instruction at any size."""
         return json.loads((self.folder / "config.json").read_text()) | {"tts_model_size": "1b7"}
 
@@ -73,16 +73,16 @@ class Official:
         return SpeechModel(self.checkpoint, self.config)
 
     def parsed(self, name: str) -> Any:
-        """A JSON value among the golden ones."""
+        """A golden value that is stored as JSON."""
         return json.loads(str(self.golden[name]))
 
     def parts(self, name: str) -> list[np.ndarray]:
-        """A list of arrays that lie end to end."""
+        """A list of arrays that is stored end to end."""
         ends = np.cumsum(self.golden[f"{name}_lengths"])
         return np.split(self.golden[name], ends[:-1])
 
     def plan(self, case: Mapping[str, Any]) -> Prompt:
-        """Our prompt for what the official code was asked."""
+        """Our prompt for the request that the official code was given."""
 
         def tokenize(text: str) -> list[int]:
             return self.tokenizer.encode(text).ids
@@ -97,7 +97,7 @@ class Official:
         return plan(self.config, tokenize, **request)
 
     def voice(self, case: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The speaker vector and the reference codes that go with a case's prompt."""
+        """The speaker vector and reference codes for a case's prompt."""
         if "x_vector" not in self.golden:
             return {}
         voice = {"speaker": torch.from_numpy(self.golden["x_vector"])}
@@ -107,7 +107,7 @@ class Official:
 
 
 def snr(expected: np.ndarray, found: np.ndarray) -> float:
-    """Signal to noise in dB."""
+    """Signal-to-noise ratio in dB."""
     noise = np.square(found.astype(np.float64) - expected).sum()
     return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / max(noise, 1e-30)))
 
@@ -118,7 +118,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def assert_drawn_from(codes: np.ndarray, probabilities: np.ndarray) -> None:
-    """A chi-square test at four standard deviations; what is expected under five times is counted together."""
+    """A chi-square test at four standard deviations; bins with an expected count below five are pooled."""
     counts, expected = np.bincount(codes, minlength=len(probabilities)), probabilities.astype(np.float64) * len(codes)
     assert not counts[probabilities == 0].any()
     rare = expected < 5

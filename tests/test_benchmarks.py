@@ -1,4 +1,4 @@
-"""The benchmark: real sides on a tiny bundle speak in turns, and what they took is told without error."""
+"""The benchmark: real sides speak in turns on a tiny bundle, and their figures are reported."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from qwen3_tts_ov import Bundle, Synthesizer, prompt
 from qwen3_tts_ov.voice import VoicePrompt
 
 PYTHON = [sys.executable, "-m"]
-# What the C engine prints of an utterance, recorded from its commit 328ab9c.
+# The C engine's log of an utterance, recorded at its commit 328ab9c.
 PRINTED = """Speaker: 3061, Language: 2050
   Prefill: 21 tokens, hidden=1024
   Prefill complete (21 tokens in KV cache)
@@ -29,7 +29,7 @@ Audio: 2.0s generated in 3.0s (RTF 1.51)
 """
 
 
-def test_sides_speak_in_turns_and_one_that_cannot_start_is_told(artifact):
+def test_sides_speak_in_turns_and_one_that_cannot_start_is_reported(artifact):
     bundle = str(artifact("bundle"))
     wanted = {
         "ours-int8": [*PYTHON, "benchmarks.ours", bundle],
@@ -57,7 +57,7 @@ def test_sides_speak_in_turns_and_one_that_cannot_start_is_told(artifact):
     assert "speech decoder" in table.picture(run)
 
 
-def test_what_the_other_engine_prints_is_read():
+def test_the_log_of_the_other_engine_is_parsed():
     assert read_times(PRINTED) == {
         "seconds": 2.957,
         "frames": 25,
@@ -66,17 +66,17 @@ def test_what_the_other_engine_prints_is_read():
         "code_predictor_ms_a_frame": 976 / 25,
         "speech_decoder_ms_a_frame": 1224 / 25,
     }
-    with pytest.raises(SideError, match="tells no speech_decoder"):
+    with pytest.raises(SideError, match="reports no speech_decoder"):
         read_times(PRINTED.replace("Speech decoder", "Decoder"))
 
 
-def test_ratios_are_those_of_the_best_and_of_the_rounds():
+def test_ratios_compare_best_values_and_take_the_median_over_rounds():
     assert table.ratio([1.0, 4.0, 2.0], [4.0, 8.0, 2.0]) == "0.50 (median 0.50)"
     assert table.ratio([3.0, 1.0, 2.0], [2.0, 4.0, 2.0]) == "0.50 (median 1.00)"
 
 
-def test_single_steps_say_what_two_calls_a_frame_say(bundle_of, artifact):
-    """So that the comparison is one of how, not of what; in int8 a near-tie may fall otherwise further on."""
+def test_single_steps_give_the_codes_of_two_calls_a_frame(bundle_of, artifact):
+    """So the comparison is fair: both do the same work. In int8 a near-tie may later be resolved differently."""
     greedy = {"do_sample": False, "subtalker_dosample": False}
     native = Synthesizer(Bundle.load(artifact("bundle", "tiny-base")), cache_dir=False)
     nobody = VoicePrompt(np.zeros(native.model.config["talker_config"]["hidden_size"], np.float32))
@@ -90,7 +90,7 @@ def test_single_steps_say_what_two_calls_a_frame_say(bundle_of, artifact):
     assert theirs[0, :8].tolist() == ours[0, :8].tolist()
 
 
-def test_growth_is_measured_in_processes_of_their_own(artifact, tmp_path, monkeypatch):
+def test_growth_is_measured_in_separate_processes(artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "RESULTS", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(growth, "CONTEXTS", (100, 200))

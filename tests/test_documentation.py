@@ -1,8 +1,8 @@
-"""Every command and every Python example of README, docs/, benchmarks/README.md and a model card, as a reader types it.
+"""Runs every command and Python example of README, docs/, benchmarks/README.md and a model card as a reader would.
 
-What a test cannot have (a repository on the Hub, a checkpoint of gigabytes, a bucket) is replaced by its counterpart on
-this machine, word by word in STANDS_FOR; the rest runs as it stands. A command that takes minutes or a cluster is named
-in ELSEWHERE with the test that runs it.
+What is not available to a test (a Hub repository, a checkpoint of gigabytes, a bucket) is replaced, word by word, by
+its counterpart in STANDS_FOR; everything else runs unchanged. Commands that need minutes or a cluster are listed in
+ELSEWHERE, with the test that runs them.
 """
 
 import os
@@ -27,17 +27,17 @@ from tests.doubles.hub import Hub, serving, use
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 CELL = "artifacts/tiny-custom-voice/int8"
 STANDS_FOR = {
-    # What would be built, or built for minutes, and the cell that lies there.
+    # Cells that would have to be built, and the one that is built already.
     r"\b(0\.6b-custom-voice|0\.6b-base|tiny-base|my-voice)\b": "tiny-custom-voice",
     r"\bs3://bucket/path\b": "{desk}/remote",
-    # Bundles of each kind, by their place in the documentation.
+    # Bundles of each kind, by their names in the documents.
     r"\bBUNDLE\b": f"{CELL}/bundle",
     r"\bBASE\b": "{base}",
     r"\bDESIGN\b": "{design}",
     # Where a server listens.
     r"127\.0\.0\.1:8000": "127.0.0.1:{port}",
     r"(qwen3-tts-ov serve [^;&|]*)": r"\1 --port {port}",
-    # Into the environment of the tests nothing is installed; what pip would do is told.
+    # Nothing is installed into the environment of the tests; pip only reports what it would do.
     r"^pip install": "pip install --dry-run --quiet --no-deps --no-build-isolation --no-index",
 }
 ELSEWHERE = {
@@ -46,14 +46,14 @@ ELSEWHERE = {
     r"(pip install \.|pip install -c constraints.txt --no-deps Resemblyzer pesq)": "tests/runtime/test_installed.py",
     r"make fleet ADDRESS=.*|.*pipeline\.fleet\.node.*": "tests/fleet/prove_fleet.py",
     r"make cell .*LAYOUTS=.*": "tests/fleet/prove_fleet.py",
-    # Programs of other projects, which are not installed here.
+    # Other projects' programs, which are not installed here.
     r"openarc .*|import openvino_genai\n.*": "their own projects",
 }
 
 
 @dataclass(frozen=True)
 class Example:
-    """A command, or a block of Python, and the line of the document that it starts on."""
+    """A command or a block of Python, and the line of the document on which it starts."""
 
     text: str
     line: int
@@ -61,7 +61,7 @@ class Example:
 
 
 def examples(document: Path) -> list[Example]:
-    """What a document asks its reader to type, in order; the lines of a command that `\\` continues are joined."""
+    """The examples of a document in order; command lines that `\\` continues are joined."""
     found, text = [], document.read_text(encoding="utf-8")
     for block in re.finditer(r"^( *)```(console|python)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
         line = text[: block.start(3)].count("\n") + 1
@@ -76,14 +76,14 @@ def examples(document: Path) -> list[Example]:
 
 
 class Desk:
-    """A reader's place: a checkout with a built cell, a Hub, an environment, and the servers that were started."""
+    """A reader's workplace: a checkout with a built cell, a Hub, an environment, and running servers."""
 
     def __init__(self, folder: Path, words: dict[str, str], environment: dict[str, str]) -> None:
         self.folder, self.words, self.environment = folder, words, environment
         self.servers: list[subprocess.Popen[bytes]] = []
 
     def spelled(self, text: str) -> str:
-        """An example with what this desk has in the place of what it stands for."""
+        """An example with its placeholders replaced by what this desk has."""
         for word, stands in STANDS_FOR.items():
             text = re.sub(word, stands, text, flags=re.MULTILINE)
         for name, value in self.words.items():
@@ -91,7 +91,7 @@ class Desk:
         return text
 
     def run(self, example: Example) -> None:
-        """Runs an example; a server goes on until the next one, or the end."""
+        """Runs an example; a server keeps running until the next one starts, or until the end."""
         text = self.spelled(example.text)
         command = [sys.executable, "-c", text] if example.python else ["bash", "-euo", "pipefail", "-c", text]
         if " serve " in text:
@@ -103,7 +103,7 @@ class Desk:
         return None
 
     def start(self, command: list[str]) -> None:
-        """Starts a server and waits until it listens."""
+        """Starts a server and waits until it accepts connections."""
         self.stop()
         server = subprocess.Popen(command, cwd=self.folder, env=self.environment, start_new_session=True)
         self.servers.append(server)
@@ -116,7 +116,7 @@ class Desk:
         until(listens)
 
     def stop(self) -> None:
-        """Ends the servers."""
+        """Stops the servers."""
         while self.servers:
             server = self.servers.pop()
             os.killpg(server.pid, signal.SIGTERM)
@@ -181,7 +181,7 @@ def test_every_command_of_a_model_card_works(desk, record_property):
     record_property("documented commands run as they stand", len(here))
 
 
-def test_examples_are_found_as_a_reader_reads_them(tmp_path):
+def test_examples_are_extracted_from_a_document(tmp_path):
     text = "```console\n$ one   # why\noutput\n$ two \\\n  more\n```\n\n"
     text += "  ```python\n  three()\n  ```\n```yaml\n$ no\n```\n"
     (tmp_path / "page.md").write_text(text)

@@ -1,4 +1,4 @@
-"""Every real stage, killed while it writes: nothing stands for finished, and the rerun gives the same bytes as ever."""
+"""Every real stage, killed while writing: no partial output is left as complete, and a rerun gives the same bytes."""
 
 import os
 import shutil
@@ -15,18 +15,18 @@ from pipeline.stage import ROOT, configuration, paths
 from qwen3_tts_ov import Bundle
 from tests.conftest import STAGES, run_stage
 
-# They carry the commit of the checkout that ran the stage.
+# They contain the commit of the checkout that ran the stage.
 DIFFERENT = ("manifest.json", "SHA256SUMS", "provenance.intoto.json")
 CELL = ("variant=tiny-custom-voice", "precision=int8")
 
 
 def wait_for_files(process: subprocess.Popen, target: Path) -> None:
-    """Returns when the stage has begun to write."""
+    """Returns when the stage has started to write."""
     while process.poll() is None:
         if any(path.is_file() for path in target.parent.glob(f".{target.name}.*.new/**/*")):
             return
         time.sleep(0.002)
-    raise AssertionError(f"the stage ended (exit code {process.returncode}) and was never seen writing")
+    raise AssertionError(f"the stage ended (exit code {process.returncode}) before it was seen writing")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -52,7 +52,7 @@ def test_a_stage_killed_while_it_writes_leaves_nothing_and_runs_again(artifact, 
     process.wait()
     assert not target.exists()
 
-    # A worker of the killed stage may still be at work for a moment; it must not be in the way.
+    # A worker of the killed stage may still run for a moment; it must not interfere.
     done = run_stage(stage, *CELL, f"artifacts={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert not list(target.parent.glob(f".{target.name}.*"))

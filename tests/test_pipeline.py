@@ -1,4 +1,4 @@
-"""DVC runs the stages: one cell end to end in a fresh checkout, nothing the second time, one column after an edit."""
+"""DVC runs the stages: a cell end to end in a fresh checkout, nothing the second time, one column after an edit."""
 
 import ast
 import json
@@ -23,12 +23,12 @@ DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 
 @pytest.fixture(scope="module")
 def checkout(built, tmp_path_factory) -> Path:
-    """A checkout of its own, since these tests edit it, with one cell built from the checkpoint to the smoke report."""
+    """A separate checkout, since these tests edit it, with one cell built from checkpoint to smoke report."""
     return copied(built, tmp_path_factory.mktemp("pipeline") / "repository")
 
 
 def stale(checkout: Path) -> set[str]:
-    """The stages of the built cell of which an input has changed."""
+    """The stages of the built cell with a changed input."""
     found = json.loads(dvc(checkout, "status", "--json", "--with-deps", f"smoke@{CELL}"))
     return {name.partition("@")[0] for name in found}
 
@@ -50,14 +50,14 @@ def test_a_second_run_runs_nothing_and_touches_nothing(checkout):
 
 def test_two_checkouts_of_one_commit_build_the_same_bundle_to_the_last_byte(checkout, artifact):
     first, second = checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle", artifact("bundle")
-    assert first.parents[3] != second.parents[3], "each has run every stage"
+    assert first.parents[3] != second.parents[3], "each ran every stage"
     assert (first / "SHA256SUMS").read_text() == (second / "SHA256SUMS").read_text()
     ids = [Bundle.load(folder).manifest["bundle_id"] for folder in (first, second)]
     assert ids[0] == ids[1]
 
 
 def test_the_same_inputs_give_the_same_outputs_so_that_nothing_after_them_reruns(checkout, artifact):
-    """Metrics and plots differ, with times and memory; no stage depends on them."""
+    """Metrics and plots contain times and memory, so they differ; no stage depends on them."""
     other, compared = artifact("smoke").parents[3], set()
     entries = read_lock(checkout)
     for entry in entries.values():
@@ -72,7 +72,7 @@ def test_the_same_inputs_give_the_same_outputs_so_that_nothing_after_them_reruns
 
 
 def test_another_machine_publishes_what_this_one_built_and_builds_nothing(checkout, tmp_path):
-    """The commands of the workflows: machines plan and meet in a DVC remote, which says what is built."""
+    """The commands of the workflows: machines plan and share a DVC remote, which records what is built."""
     axes, remote = ["VARIANTS=tiny-custom-voice tiny-base", "PRECISIONS=int8"], f"REMOTE={tmp_path / 'remote'}"
     cell = ["VARIANT=tiny-custom-voice", "PRECISION=int8"]
     dvc(checkout, "repro", f"score@{CELL}")
@@ -87,7 +87,7 @@ def test_another_machine_publishes_what_this_one_built_and_builds_nothing(checko
         'matrix={"variant": ["tiny-custom-voice", "tiny-base"], "precision": ["int8"]}',
     ]
     assert "Running stage" not in make(other, "cell", *axes, *cell, remote)
-    assert not (other / "artifacts" / "tiny-custom-voice" / "checkpoint").exists(), "nor is fetched what is not needed"
+    assert not (other / "artifacts" / "tiny-custom-voice" / "checkpoint").exists(), "nothing unneeded is fetched"
     assert "| tiny-custom-voice | int8 |" in make(other, "summary")
     make(other, "publish", *cell, "TO=publish.path=out publish.branch=nightly publish.tag=")
     release = other / "out" / "tiny-custom-voice-int8-ov" / "nightly"
@@ -128,7 +128,7 @@ def test_stages_run_in_the_environment_of_the_dvc_that_is_called_by_its_path(tmp
 
 
 def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
-    """A user's outputs are read-only links into the cache; a stage replaces them and must not write through them."""
+    """A user's outputs may be read-only links into the cache; a stage replaces them and must not write through them."""
     bundle = checkout / "artifacts" / "tiny-custom-voice" / "int8" / "bundle"
     dvc(checkout, "config", "--local", "--unset", "cache.type")
     try:
@@ -148,7 +148,7 @@ def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
     ("file", "edit", "expected"),
     [
         ("conf/precision/int8.yaml", "edited: 1\n", {"compress", "bundle"}),
-        ("conf/precision/int8.yaml", "# only a comment\n", set()),
+        ("conf/precision/int8.yaml", "# just a comment\n", set()),
         ("conf/precision/common/default.yaml", "edited: 1\n", {"compress", "bundle"}),
         ("conf/precision/fp16.yaml", "edited: 1\n", set()),
         ("conf/variant/tiny-custom-voice.yaml", "edited: 1\n", {"download", "bundle"}),
@@ -165,7 +165,7 @@ def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
         ("README.md", "edited\n", set()),
     ],
 )
-def test_an_edit_makes_stale_what_depends_on_it_and_nothing_else(checkout, file, edit, expected):
+def test_an_edit_makes_only_dependent_stages_stale(checkout, file, edit, expected):
     original = (checkout / file).read_text()
     try:
         (checkout / file).write_text(original + edit)
@@ -175,7 +175,7 @@ def test_an_edit_makes_stale_what_depends_on_it_and_nothing_else(checkout, file,
 
 
 def imported(module: Path, seen: set[Path]) -> set[Path]:
-    """The files of this repository that a module imports, anywhere in it and in what it imports."""
+    """The files of this repository that a module imports, directly or indirectly, anywhere in its code."""
     if module in seen:
         return seen
     seen.add(module)

@@ -1,4 +1,4 @@
-"""The stages' common ground: an output is whole or absent, whatever ends the process, and errors are one line."""
+"""The code that all stages share: outputs are atomic, however the process ends, and errors are one line."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from pipeline.stage import (
     write_json,
 )
 
-# A stage that says how far it is and waits there to be killed. `pause` is called at every step of the real code.
+# A stage that reports its progress and waits there to be killed. `pause` is called at every step of the real code.
 STAGE = """
 import os, sys, time
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_an_error_leaves_the_earlier_output_and_nothing_beside_it(tmp_path):
     assert os.listdir(tmp_path) == ["ir"]
 
 
-def test_a_second_run_of_the_same_output_is_refused_while_the_first_is_at_work(tmp_path):
+def test_a_second_run_of_the_same_output_is_refused_while_the_first_is_running(tmp_path):
     target = tmp_path / "ir"
     process = start_stage(target, "half written")
     try:
@@ -144,7 +144,7 @@ def test_a_second_run_of_the_same_output_is_refused_while_the_first_is_at_work(t
 
 
 def test_files_linked_to_a_cache_are_replaced_and_never_written(tmp_path):
-    """DVC hardlinks outputs to its cache, read-only; root could write through the link and spoil the cache."""
+    """DVC hardlinks outputs to its cache, read-only; root could write through such a link and corrupt the cache."""
     target = tmp_path / "ir"
     make(target, "old")
     cached = tmp_path / "cached"
@@ -155,7 +155,7 @@ def test_files_linked_to_a_cache_are_replaced_and_never_written(tmp_path):
     assert (target / "weights.bin").read_text() == "new"
 
 
-def test_a_file_larger_than_the_disk_allows_is_one_line_and_the_earlier_output_stays(tmp_path):
+def test_a_file_over_the_size_limit_is_one_line_and_the_earlier_output_stays(tmp_path):
     target = tmp_path / "ir"
     make(target, "old")
     script = f"""
@@ -229,7 +229,7 @@ def test_an_unknown_name_lists_the_known_ones_in_one_line(override, group, known
         (["-m", "variant=tiny-base,tiny-voice-design"], "| variant | precision |"),
     ],
 )
-def test_the_options_of_hydra_answer_as_its_users_expect_and_leave_nothing(options, said):
+def test_hydras_options_work_as_usual_and_leave_no_files(options, said):
     before = set(os.listdir(ROOT))
     done = run_python("-m", "pipeline.summary", *options)
     assert done.returncode == 0, done.stderr
@@ -245,13 +245,13 @@ def test_an_error_of_a_stage_under_multirun_is_one_line():
 
 
 @pytest.mark.parametrize("override", ["seeds=1", "variant.nam=x", "seed"])
-def test_an_override_that_means_nothing_is_refused(override):
+def test_a_meaningless_override_is_refused(override):
     with pytest.raises(PipelineError):
         configuration([override])
 
 
 def test_every_conf_file_carries_its_own_name():
-    """A path is made of `name`, DVC's dependency of the file's name; they must agree."""
+    """Paths use `name`, DVC's dependencies use the file name; they must agree."""
     for group in ("variant", "precision", "layout"):
         for file in sorted((ROOT / "conf" / group).glob("*.yaml")):
             cfg = configuration([f"{group}={file.stem}"])
@@ -275,7 +275,7 @@ def test_a_missing_or_damaged_report_says_what_to_run(tmp_path):
         read_report(tmp_path)
 
 
-def test_times_stand_beside_an_output_which_is_the_same_on_every_run(tmp_path):
+def test_an_output_is_the_same_on_every_run_with_times_kept_beside_it(tmp_path):
     target, found, runs = tmp_path / "ir", {"size": 1, "devices": {"CPU": {"rms": 2.0}}}, []
     for seconds in (1.0, 2.0):
         measured = {**found, "devices": {"CPU": {"rms": 2.0, "measured": {"seconds": seconds}}}}
@@ -290,7 +290,7 @@ def test_times_stand_beside_an_output_which_is_the_same_on_every_run(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["ir", "metrics", "plots"]
 
 
-def test_metrics_of_another_run_are_not_taken_for_those_of_an_output(tmp_path):
+def test_metrics_of_a_different_run_are_refused(tmp_path):
     with output(tmp_path / "ir") as fresh:
         report(fresh, {"size": 1, "measured": {"seconds": 1}})
     write_json(metrics_of(tmp_path / "ir"), {"size": 2, "measured": {"seconds": 1}})

@@ -1,4 +1,4 @@
-"""The workflows call what a person calls, and name what there is; with `actionlint` on the path it checks them too."""
+"""The workflows run commands that a person types, and name existing cells; `actionlint`, if installed, checks them."""
 
 import re
 import shutil

@@ -1,6 +1,6 @@
-"""The download stage: three sources, every kind of damaged file, and a Hub that breaks off, lies and denies.
+"""The download stage: three sources, every kind of damaged file, and a Hub that disconnects, corrupts and refuses.
 
-What download cannot know without the networks, that configuration and weights agree, build checks before all else.
+Whether configuration and weights agree needs the networks, so build checks that, before anything else.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ MAIN, CODEC = "model.safetensors", "speech_tokenizer/model.safetensors"
 
 @pytest.fixture
 def folder(artifact, tmp_path) -> Path:
-    """A checkpoint of its own for a test to damage: hard links, so a test replaces a file and never writes into one."""
+    """A checkpoint for a test to damage, made of hard links: tests replace files and never write to them."""
     made = tmp_path / "given"
     shutil.copytree(artifact("download"), made, copy_function=os.link)
     (made / "report.json").unlink()
@@ -46,7 +46,7 @@ def local(folder: Path, artifacts: Path, *overrides: str) -> Path:
 
 
 def test_a_folder_is_copied_with_its_hashes(folder, tmp_path):
-    (folder / "README.md").write_text("left where it is")
+    (folder / "README.md").write_text("left in place")
     (folder / "inner").mkdir()
     (folder / "inner" / "vocab.json").write_bytes((folder / "vocab.json").read_bytes())
     (folder / "vocab.json").unlink()
@@ -62,10 +62,10 @@ def test_a_folder_is_copied_with_its_hashes(folder, tmp_path):
         content = (folder / name).read_bytes()
         assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert not (made / "vocab.json").is_symlink()
-    assert (made / MAIN).stat().st_ino != (folder / MAIN).stat().st_ino, "the original must stay free to change"
+    assert (made / MAIN).stat().st_ino != (folder / MAIN).stat().st_ino, "the original must stay modifiable"
 
 
-def test_a_sharded_checkpoint_is_taken_whole(folder, tmp_path):
+def test_a_sharded_checkpoint_is_copied_whole(folder, tmp_path):
     shard(folder, MAIN, 3)
     made = local(folder, tmp_path / "artifacts")
     assert len(list(made.glob("model-*-of-3.safetensors"))) == 3
@@ -311,7 +311,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused_by_build(folder, tmp_pa
     assert [path.name for path in (tmp_path / "local").iterdir()] == ["checkpoint"]
 
 
-def test_the_kind_that_the_variant_names_is_insisted_on(folder, tmp_path):
+def test_the_kind_that_the_variant_names_is_required(folder, tmp_path):
     with pytest.raises(PipelineError, match=r"tts_model_type is 'custom_voice', not base;"):
         local(folder, tmp_path / "artifacts", "variant.kind=base")
 
@@ -323,7 +323,7 @@ def test_a_wrong_kind_is_refused_before_its_weights_are_fetched(hub, tmp_path):
     assert hub.ranges(MAIN) == hub.ranges(CODEC) == hub.ranges("vocab.json") == []
 
 
-def test_too_little_disk_is_known_before_a_byte_is_written(folder, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_detected_before_writing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(PipelineError, match=r"needs 0\.03 GB, 0\.00 GB are free; make room"):
         local(folder, tmp_path / "artifacts")
@@ -344,7 +344,7 @@ def test_a_hub_variant_can_be_made_from_a_seed(tmp_path):
     assert download.plain(cfg.variant.get("config")) == {}
 
 
-def test_a_synthetic_checkpoint_is_made_the_same_twice(artifact, tmp_path):
+def test_a_synthetic_checkpoint_is_reproducible(artifact, tmp_path):
     download.run(configuration(["variant=tiny-custom-voice", f"artifacts={tmp_path}"]))
     again = tmp_path / "tiny-custom-voice" / "checkpoint" / "report.json"
     assert again.read_bytes() == (artifact("download", "tiny-custom-voice") / "report.json").read_bytes()
@@ -365,13 +365,13 @@ def hub(folder, tmp_path, monkeypatch) -> Iterator[Hub]:
 
 
 def once(name: str, fault: Fault) -> Callable[[int, str], Fault]:
-    """A fault of the first request for a file."""
+    """A fault on the first request for a file."""
     left = [fault]
     return lambda number, path: left.pop() if left and path.endswith(f"/{COMMIT}/{name}") else None
 
 
 def corrupt(hub: Hub, name: str) -> None:
-    """Turns over a bit of a file, or turns it back, and leaves the hash that the Hub tells as it is."""
+    """Flips a bit of a file, or flips it back, without changing the hash that the Hub reports."""
     digest = hub.repositories[REPO].commits[COMMIT][name].sha256
     content = hub.objects[digest]
     hub.objects[digest] = content[:-1] + bytes([content[-1] ^ 1])
@@ -383,7 +383,7 @@ def from_hub(artifacts: Path, *overrides: str) -> Path:
     return artifacts / "0.6b-custom-voice" / "checkpoint"
 
 
-def test_the_hub_gives_only_what_is_needed(hub, folder, tmp_path):
+def test_only_needed_files_are_fetched_from_the_hub(hub, folder, tmp_path):
     made = from_hub(tmp_path)
     report = json.loads((made / "report.json").read_text())
     assert (report["source"], report["revision"]) == (REPO, COMMIT)
@@ -393,10 +393,10 @@ def test_the_hub_gives_only_what_is_needed(hub, folder, tmp_path):
     for name in report["files"]:
         assert (made / name).read_bytes() == (folder / name).read_bytes()
     assert not any(path.endswith((".md", ".wav")) for _, path, _ in hub.requests)
-    assert [path.name for path in made.parent.iterdir()] == ["checkpoint"], "the partial download stayed"
+    assert [path.name for path in made.parent.iterdir()] == ["checkpoint"], "the partial download was kept"
 
 
-def test_a_dropped_connection_goes_on_where_it_broke(hub, folder, tmp_path):
+def test_a_download_resumes_after_a_dropped_connection(hub, folder, tmp_path):
     hub.fault = once(MAIN, "cut")
     made = from_hub(tmp_path)
     first, second = hub.ranges(MAIN)
@@ -405,7 +405,7 @@ def test_a_dropped_connection_goes_on_where_it_broke(hub, folder, tmp_path):
     assert (made / MAIN).read_bytes() == (folder / MAIN).read_bytes()
 
 
-def test_a_killed_download_goes_on_and_is_never_taken_for_whole(hub, folder, tmp_path):
+def test_a_killed_download_resumes_and_is_never_taken_as_complete(hub, folder, tmp_path):
     hub.fault = once(MAIN, "hang")
     arguments = ["variant=0.6b-custom-voice", f"variant.repo={REPO}", "variant.revision=main", f"artifacts={tmp_path}"]
     process = subprocess.Popen(
@@ -427,13 +427,13 @@ def test_a_killed_download_goes_on_and_is_never_taken_for_whole(hub, folder, tmp
     made = from_hub(tmp_path)
     assert hub.ranges(MAIN)[-1] == f"bytes={have}-"
     fetched = [path for _, path, _ in hub.requests[asked:] if "/resolve/" in path]
-    assert not any(path.endswith("/merges.txt") for path in fetched), "a whole file was fetched again"
+    assert not any(path.endswith("/merges.txt") for path in fetched), "a complete file was fetched again"
     assert (made / MAIN).read_bytes() == (folder / MAIN).read_bytes()
     assert [path.name for path in made.parent.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize("name", [MAIN, "vocab.json"])
-def test_a_wrong_hash_is_refused_and_not_kept(hub, tmp_path, name):
+def test_a_file_with_a_wrong_hash_is_refused_and_deleted(hub, tmp_path, name):
     corrupt(hub, name)
     with pytest.raises(PipelineError, match=rf"^{name}: its hash is not the one that the Hub gives; run again"):
         from_hub(tmp_path)
@@ -441,7 +441,7 @@ def test_a_wrong_hash_is_refused_and_not_kept(hub, tmp_path, name):
     assert json.loads((from_hub(tmp_path) / "report.json").read_text())["revision"] == COMMIT
 
 
-def test_another_revision_forgets_the_old_partial_download(hub, folder, tmp_path):
+def test_a_new_revision_discards_the_old_partial_download(hub, folder, tmp_path):
     corrupt(hub, MAIN)
     with pytest.raises(PipelineError):
         from_hub(tmp_path)
@@ -475,7 +475,7 @@ def test_a_refusal_says_what_to_do(hub, tmp_path, fault, message):
         ("variant.repo=a/b/c", r"^a/b/c@main: not the name of a Hub repository \(owner/name\); check variant\.repo"),
     ],
 )
-def test_an_unknown_name_is_named(hub, tmp_path, override, message):
+def test_an_unknown_repository_or_revision_is_named(hub, tmp_path, override, message):
     with pytest.raises(PipelineError, match=message):
         from_hub(tmp_path, override)
 

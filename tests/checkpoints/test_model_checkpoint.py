@@ -1,4 +1,4 @@
-"""Loading weights is strict, and keeps them as they are stored."""
+"""Loading weights is strict, and keeps their stored dtype."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ MAIN, CODEC = "model.safetensors", "speech_tokenizer/model.safetensors"
 
 @pytest.fixture
 def folder(artifact: Callable[..., Path], tmp_path: Path) -> Path:
-    """A base checkpoint to spoil: it has every network."""
+    """A base checkpoint to damage; it has every network."""
     return shutil.copytree(artifact("download", "tiny-base"), tmp_path / "checkpoint")
 
 
@@ -39,7 +39,7 @@ def test_every_network_loads_in_the_stored_dtype(folder: Path):
         assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_weights_lie_in_the_file_not_in_memory(folder: Path):
+def test_weights_are_mapped_from_the_file_not_copied_to_memory(folder: Path):
     network = Checkpoint(folder).load("text_embedding")
     with safe_open(folder / MAIN, framework="pt") as file:
         stored = file.get_tensor("talker.model.text_embedding.weight")
@@ -97,7 +97,7 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(folder: Path, file: str, n
             load()
 
 
-def test_a_configuration_of_another_size_is_refused(folder: Path):
+def test_a_configuration_of_a_different_size_is_refused(folder: Path):
     config = json.loads((folder / "config.json").read_text())
     config["talker_config"]["num_hidden_layers"] = 3
     (folder / "config.json").write_text(json.dumps(config))
@@ -105,7 +105,7 @@ def test_a_configuration_of_another_size_is_refused(folder: Path):
         Checkpoint(folder).verify()
 
 
-def test_shards_are_read_as_one(folder: Path):
+def test_shards_are_read_as_one_checkpoint(folder: Path):
     tensors, whole = load_file(folder / MAIN), Checkpoint(folder).load("talker").state_dict()
     names = sorted(tensors)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -119,7 +119,7 @@ def test_shards_are_read_as_one(folder: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"x" * 100], ids=["empty", "pickle", "noise"])
-def test_what_is_not_safetensors_is_refused(folder: Path, content: bytes):
+def test_a_file_that_is_not_safetensors_is_refused(folder: Path, content: bytes):
     (folder / CODEC).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{CODEC}: cannot be read as safetensors"):
         Checkpoint(folder)
@@ -131,7 +131,7 @@ def test_one_tensor_in_two_files_is_refused(folder: Path):
         Checkpoint(folder)
 
 
-def test_weights_of_another_type_are_refused(folder: Path):
+def test_weights_of_an_unsupported_dtype_are_refused(folder: Path):
     edit(
         folder / CODEC, lambda tensors: tensors.update({"decoder.decoder.0.conv.bias": torch.ones(1, dtype=torch.int8)})
     )

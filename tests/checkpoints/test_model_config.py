@@ -1,4 +1,4 @@
-"""Configurations: what releases hold is read, unknown keys are passed over, what cannot be is refused by name."""
+"""Configurations: released ones are read, unknown keys are ignored, impossible values are refused by name."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def test_every_released_configuration_is_read(tmp_path: Path, size: str, kind: s
     assert config.speech_tokenizer.decoder_config.samples_per_frame == 1920
 
 
-def test_defaults_are_the_official_ones_and_what_is_said_counts(tmp_path: Path):
+def test_defaults_are_the_official_ones_and_given_values_override_them(tmp_path: Path):
     config, codec = synthetic.configurations("0.6b", "base", {}, {})
     config["speaker_encoder_config"] = {"enc_dim": 1024, "enc_channels": [64, 64, 64, 64, 192]}
     config["talker_config"]["rope_theta"] = 12345
@@ -84,7 +84,7 @@ def test_other_kinds_have_no_speaker_encoder_whatever_the_file_says(tmp_path: Pa
         ("speech_tokenizer.encoder_config.use_causal_conv", False, "use_causal_conv is False; only True"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, key: str, value: Any, message: str):
+def test_an_impossible_configuration_is_refused_in_one_line(tmp_path: Path, key: str, value: Any, message: str):
     config, codec = synthetic.configurations("0.6b", "base", {}, {})
     *path, last = key.split(".")
     target = config | {"speech_tokenizer": codec} if path else config
@@ -117,7 +117,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str, message: str):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", None], ids=["empty", "cut", "list", "absent"])
-def test_a_file_that_is_no_object_is_named(artifact: Callable[..., Path], tmp_path: Path, content: str | None):
+def test_a_file_that_is_not_an_object_is_named(artifact: Callable[..., Path], tmp_path: Path, content: str | None):
     folder = shutil.copytree(artifact("download", "tiny-base"), tmp_path / "checkpoint")
     path = folder / "speech_tokenizer" / "config.json"
     path.unlink() if content is None else path.write_text(content)

@@ -17,7 +17,7 @@ from pipeline.checkpoints import synthetic, tensors
 from pipeline.checkpoints.tensors import Tensor
 from pipeline.stage import PipelineError, configuration
 
-# Bytes of the released files. A header of other order differs by a few digits, a tensor more or less by thousands.
+# Bytes of the released files. Reordering the header changes a few bytes; an extra or missing tensor, thousands.
 RELEASED_SIZES = {
     ("0.6b", "base"): 1_829_344_272,
     ("1.7b", "base"): 3_857_413_744,
@@ -50,7 +50,7 @@ def test_numbers_are_the_same_on_every_platform():
     assert digest == "bd591392e40429852b9ba5000249c7691f74447116d2ee3863c8e01289c56e9f"
 
 
-def test_numbers_do_not_depend_on_chunks(monkeypatch):
+def test_numbers_do_not_depend_on_the_chunk_size(monkeypatch):
     tensor = Tensor("a.weight", (3, 1001), std=1.0)
     whole = numbers(tensor)
     monkeypatch.setattr(synthetic, "CHUNK", 100)
@@ -63,7 +63,7 @@ def test_numbers_depend_on_name_and_seed():
     assert not np.array_equal(first, numbers(Tensor("a", (64,), std=1.0), seed=1))
 
 
-def test_numbers_are_a_bell_curve():
+def test_numbers_are_normally_distributed():
     values = numbers(Tensor("a", (1_000_000,), std=2.0, mean=-3.0)).astype(np.float64)
     unit = (values + 3) / 2
     assert abs(unit.mean()) < 0.005
@@ -183,7 +183,7 @@ def test_official_package_speaks_from_it(official, artifact, variant):
     assert speech["rate"] == 24000
     for utterance in speech["utterances"]:
         codes = np.array(utterance["codes"])[-frames:]
-        assert codes.shape == (frames, 16), "the end token won before the limit"
+        assert codes.shape == (frames, 16), "the end token was drawn before the limit"
         assert all(len(np.unique(group)) > frames / 2 for group in codes.T), "codes repeat from frame to frame"
         assert all(len(np.unique(frame)) > 8 for frame in codes), "codes repeat from group to group"
         assert utterance["samples"] == 1920 * frames

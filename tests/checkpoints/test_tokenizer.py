@@ -1,4 +1,4 @@
-"""The tokenizer files against the released ones, and against BPE by rank, which needs no merges."""
+"""The tokenizer files, compared with the released ones and with BPE by rank, which needs no merges."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def test_known_ids(reference, token, token_id):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_merges_do_what_the_ranks_say(reference, text):
+def test_merges_follow_the_ranks(reference, text):
     rank_of = {token: rank for rank, token in enumerate(tokenizer.ranks())}
     pieces = reference.backend_tokenizer.pre_tokenizer.pre_tokenize_str(
         reference.backend_tokenizer.normalizer.normalize_str(text)
@@ -85,7 +85,7 @@ def test_round_trip(reference, text):
     assert reference.decode(reference.encode(text), clean_up_tokenization_spaces=False) == normalized
 
 
-def test_special_tokens_are_skipped_and_plain_ones_are_not(reference):
+def test_special_tokens_are_skipped_but_plain_ones_are_not(reference):
     ids = reference.encode("<|im_start|>a<think>b<tts_pad><|im_end|>")
     assert reference.decode(ids, skip_special_tokens=True) == "a<think>b"
 

@@ -1,4 +1,4 @@
-"""Bundles that a runtime takes for sound, with files that nothing compiles."""
+"""Bundles that pass a runtime's checks, with files that cannot be compiled."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def make_bundle(folder: Path, kind: str = "custom_voice") -> Path:
-    """A bundle of a few bytes, its files listed as they are."""
+    """A bundle of a few bytes, with a correct list of files."""
     contents = dict.fromkeys(CONFIGURATION, b"{}")
     contents |= {f"{name}.xml": f"<net name='{name}'/>".encode() for name in COMPONENTS[kind]}
     contents |= {f"{name}.bin": b"weights" for name in COMPONENTS[kind]} | {"talker.bin": LARGE}

@@ -1,6 +1,6 @@
 """A Hub on loopback: repositories, branches, tags, commits, downloads with ranges, uploads by LFS or Xet, and failures.
 
-It keeps what the real one keeps and refuses what that refuses: a wrong token, a stale parent, a commit of content that
+It stores what the real one stores and refuses what it refuses: a wrong token, a stale parent, a commit of content that
 was never uploaded. Every request is numbered, so a test can break any of them.
 """
 
@@ -26,12 +26,12 @@ import yaml
 from huggingface_hub import constants
 
 TOKEN = "hf_only_for_tests"
-LARGE = re.compile(r".*\.(bin|wav|safetensors)")  # what .gitattributes sends to large-file storage
+LARGE = re.compile(r".*\.(bin|wav|safetensors)")  # files that .gitattributes sends to large-file storage
 
 
 @dataclass
 class Answer(Exception):
-    """Status, JSON or bytes, and headers of an answer; raised where a request is refused."""
+    """Status, JSON or bytes, and headers of an answer; raised to refuse a request."""
 
     status: int = 200
     body: Any = None
@@ -43,15 +43,15 @@ def refuse(status: int, code: str) -> Answer:
     return Answer(status, {"error": code}, {"X-Error-Code": code} | wait)
 
 
-# What goes wrong with a request. It is refused, with a status or an answer; or the connection breaks, before the
-# request is handled (drop), after that (lost) or within the answer (cut); or the server falls silent, before the
-# request is handled (stall) or within the answer (hang).
+# The failure of a request. It is refused with a status or an answer; or the connection breaks, before the request is
+# handled (drop), after it (lost) or during the answer (cut); or the server stops responding, before the request is
+# handled (stall) or during the answer (hang).
 Fault = str | int | Answer | None
 
 
 @dataclass(frozen=True)
 class File:
-    """A file in a commit: the sha256 of its content, size, git's id of the blob or pointer, how it is stored."""
+    """A file in a commit: the sha256 of its content, its size, git's id of the blob or pointer, and its storage."""
 
     sha256: str
     size: int
@@ -76,15 +76,15 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the double holds, what it breaks, and what it was asked."""
+    """The double's contents, its faults, and the requests it received."""
 
-    cas: Path | None = None  # with a folder for Xet's storage, uploads go there; without, by LFS
+    cas: Path | None = None  # with a folder, uploads go to Xet's storage there; without, through LFS
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     fault: Callable[[int, str], Fault] = lambda number, path: None
-    before_commit: list[Callable[[], object]] = field(default_factory=list)  # each called once, by one commit
-    stalled: threading.Event = field(default_factory=threading.Event)  # a client waits in vain
+    before_commit: list[Callable[[], object]] = field(default_factory=list)  # each called once, by a commit
+    stalled: threading.Event = field(default_factory=threading.Event)  # a client waits for an answer that never comes
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -96,7 +96,7 @@ class Hub:
         self.calm()
 
     def calm(self) -> None:
-        """Nothing fails any more; requests are counted anew."""
+        """Removes all faults and resets the count of requests."""
         self.fault = lambda number, path: None
         self.before_commit.clear()
         self.requests.clear()
@@ -111,14 +111,14 @@ class Hub:
         return File(self.put(content), len(content), blob_id(content), large=False)
 
     def file(self, name: str, content: bytes) -> File:
-        """A file in the storage that its name asks for."""
+        """A file in the storage that its name calls for."""
         file = self.small(content)
         if LARGE.fullmatch(name):
             return replace(file, blob=blob_id(pointer(file.sha256, file.size)), large=True)
         return file
 
     def mirror(self, repository: str, commit: str, folder: Path) -> None:
-        """Holds a public repository with the files of a folder, main at the commit."""
+        """Adds a public repository with the files of a folder, with main at the commit."""
         paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         files = {name: self.file(name, path.read_bytes()) for name, path in paths.items()}
         self.repositories[repository] = Repository({commit: files}, {"main": commit})
@@ -129,7 +129,7 @@ class Hub:
         return [ranged for method, asked, ranged in self.requests if method == "GET" and wanted.fullmatch(asked)]
 
     def add(self, repository: str, name: str, content: bytes, branch: str = "main") -> None:
-        """Somebody else's commit."""
+        """A commit by someone else."""
         with self.lock:
             repo = self.repositories[repository]
             self.commit(repo, branch, repo.commits[repo.branches[branch]] | {name: self.small(content)})
@@ -151,7 +151,7 @@ def blob_id(content: bytes) -> str:
 
 
 def pointer(digest: str, size: int) -> bytes:
-    """What git holds of a file in large-file storage."""
+    """Git's pointer to a file in large-file storage."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n".encode()
 
 
@@ -180,7 +180,7 @@ def spell(words: Any) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Prints nothing about connections that a test breaks."""
+    """A server that prints nothing about connections that a test breaks."""
 
     def handle_error(self, *_: object) -> None: ...
 
@@ -202,7 +202,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
 
 def use(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points the Hub client of this process and of its children to the double."""
+    """Points the Hub client of this process and its children at the double."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     for name, value in {
         "ENDPOINT": hub.url,
@@ -217,7 +217,7 @@ def use(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "HF_HOME": str(root / "home"),
         "HF_HUB_DISABLE_XET": "1" if hub.cas is None else "0",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",  # Xet's client is no Python and really waits
+        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",  # Xet's client is not Python and really waits
         "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
     }.items():
         monkeypatch.setenv(name, value)
@@ -326,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
         return Answer(body={"url": f"{self.hub.url}/{name}", "name": name, "id": "0"})
 
     def validate_yaml(self) -> Answer:
-        """As the Hub: the front matter must be YAML, and its fields must have the Hub's forms."""
+        """Validates like the Hub: the front matter must be YAML, and its fields must have the Hub's formats."""
         front = re.match(r"---\n(.*?)\n---", self.json()["content"], re.DOTALL)
         try:
             data = yaml.safe_load(front[1]) if front else {}

@@ -1,6 +1,6 @@
-"""What a fleet promises, shown by the real parts: S3 on loopback, Ray on three nodes, the stages (`make prove`).
+"""Tests of a fleet with real parts: S3 on loopback, Ray on three nodes, the stages (`make prove`).
 
-It takes a quarter of an hour on two cores and so is no part of `make test`, which finds only files named test_*.py.
+They take a quarter of an hour on two cores, so they are not part of `make test`, which collects only test_*.py.
 """
 
 import json
@@ -37,7 +37,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
 
-logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for every request
+logging.getLogger("werkzeug").setLevel(logging.WARNING)  # one line per request
 PORT = 5055
 ENDPOINT = f"http://127.0.0.1:{PORT}"
 NODE = {"num_cpus": 1, "memory": 4 * 10**9, "resources": {"disk": 20}}
@@ -57,7 +57,7 @@ def s3() -> Iterator[ThreadedMotoServer]:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head and two more nodes; each builds one group at a time."""
+    """A head node and two others; each builds one group at a time."""
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(**NODE)
@@ -68,13 +68,13 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def checkout(s3, tmp_path) -> Path:
-    """A driver's checkout whose DVC remote is that bucket."""
+    """The driver's checkout, with that bucket as its DVC remote."""
     return with_remote(new_checkout(tmp_path / "driver"))
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory) -> Callable[[str], Path]:
-    """`plain("tiny-base-*")`: a checkout in which plain `dvc repro` has built such cells."""
+    """`plain("tiny-base-*")`: a checkout in which plain `dvc repro` has built the matching cells."""
     checkout = new_checkout(tmp_path_factory.mktemp("plain") / "repository")
 
     def get(cells: str) -> Path:
@@ -91,7 +91,7 @@ def with_remote(checkout: Path) -> Path:
 
 
 class Fleet:
-    """`python -m pipeline.fleet` in a process of its own, followed line by line."""
+    """`python -m pipeline.fleet` in a process of its own, whose output is read line by line."""
 
     def __init__(self, checkout: Path, cluster: Cluster, cells: str = "*") -> None:
         command = [sys.executable, "-m", "pipeline.fleet", f"cells={cells}", f"address={cluster.address}"]
@@ -107,7 +107,7 @@ class Fleet:
             print(line, end="", flush=True)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first line that matches, as soon as it is there."""
+        """The first line that matches, as soon as it is printed."""
         while True:
             for line in list(self.lines):
                 if found := re.fullmatch(pattern, line):
@@ -116,13 +116,13 @@ class Fleet:
             time.sleep(0.05)
 
     def report(self) -> dict:
-        """What the fleet reports, after it has ended well."""
+        """The fleet's report, after it has succeeded."""
         assert self.process.wait(timeout=900) == 0, self.lines[-1]
         return json.loads((self.checkout / "build/fleet.json").read_text())
 
 
 def assert_same(built: Path, expected: Path) -> None:
-    """Every file that the stages of `built` made has the same hash, except metrics and plots: times and memory."""
+    """Asserts that all outputs of `built` have the same hashes, except metrics and plots: times and memory."""
     compared = 0
     for stage, entry in read_lock(built).items():
         for out in (out["path"] for out in entry["outs"] if not out["path"].endswith(".json")):
@@ -135,12 +135,12 @@ def assert_same(built: Path, expected: Path) -> None:
 
 
 def runs(cluster: Cluster) -> Counter[str]:
-    """How often each stage ran on any node, by what DVC said there."""
+    """How often each stage ran on any node, according to DVC's output there."""
     logs = Path(cluster.head_node.get_session_dir_path(), "logs").glob("worker-*.out")
     return Counter(name for log in logs for name in re.findall(r"^Running stage '([^']+)'", log.read_text(), re.M))
 
 
-def test_the_matrix_of_a_cluster_is_that_of_plain_dvc_and_each_stage_ran_once(cluster, checkout, plain):
+def test_a_cluster_builds_what_plain_dvc_builds_and_runs_each_stage_once(cluster, checkout, plain):
     report = Fleet(checkout, cluster).report()
     assert len(report["ran"]) == report["stages"] == 48
     assert report["retried"] == []
@@ -155,7 +155,7 @@ def test_the_matrix_of_a_cluster_is_that_of_plain_dvc_and_each_stage_ran_once(cl
     assert (again["ran"], again["stale"]) == ([], 0)
     assert runs(cluster) == before
 
-    other = with_remote(new_checkout(checkout.with_name("other")))  # it knows nothing but the remote
+    other = with_remote(new_checkout(checkout.with_name("other")))  # it has only the remote
     found = Fleet(other, cluster).report()
     assert (found["ran"], found["stale"]) == ([], 0)
     assert runs(cluster) == before
@@ -169,7 +169,7 @@ def test_the_matrix_of_a_cluster_is_that_of_plain_dvc_and_each_stage_ran_once(cl
 
 
 def test_plain_dvc_in_a_clone_with_only_the_code_and_the_remote(checkout, plain):
-    """Nothing runs; after an edit of one precision only that column does."""
+    """Nothing runs; after an edit of one precision, only its column does."""
     built = plain("*")
     with_remote(built)
     dvc(built, "push", "--run-cache")
@@ -186,7 +186,7 @@ def test_plain_dvc_in_a_clone_with_only_the_code_and_the_remote(checkout, plain)
     assert sorted(ran) == sorted(f"{stage}@{variant}-int8" for stage in stages for variant in variants)
 
 
-def test_a_node_is_killed_in_the_middle(cluster, checkout, plain):
+def test_a_node_is_killed_during_the_build(cluster, checkout, plain):
     fleet = Fleet(checkout, cluster, "tiny-base-*")
     head = cluster.head_node.node_id[:4]
     found = fleet.wait_for(rf"(\S+) on \S+-(?!{head})(\w+): (compress|bundle|smoke)")
@@ -209,12 +209,12 @@ def test_s3_fails_for_half_a_minute(cluster, checkout, plain, s3):
     s3.start()
     report = fleet.report()
     assert re.match(r"tiny-custom-voice: push, \d+ times in \d\d s", report["retried"][0])
-    assert set(runs(cluster).values()) == {1}, "nothing is built again for it"
+    assert set(runs(cluster).values()) == {1}, "nothing is rebuilt because of it"
     dvc(checkout, "pull", *report["ran"])
     assert_same(checkout, plain("tiny-custom-voice-int8"))
 
 
-def test_two_fleets_at_once_publish_the_same(cluster, checkout, plain):
+def test_two_concurrent_fleets_publish_the_same(cluster, checkout, plain):
     other = with_remote(new_checkout(checkout.with_name("other")))
     cells = "tiny-voice-design-int*"
     fleets = [Fleet(folder, cluster, cells) for folder in (checkout, other)]
@@ -228,5 +228,5 @@ def test_two_fleets_at_once_publish_the_same(cluster, checkout, plain):
     said = [
         make(folder, "publish", "VARIANT=tiny-voice-design", "PRECISION=int8", release) for folder in (checkout, other)
     ]
-    assert "published already" in said[1], "a release is known by the bundle's id, whoever publishes it"
+    assert "published already" in said[1], "a release is identified by its bundle id, whichever fleet publishes it"
     assert "published already" not in said[0]

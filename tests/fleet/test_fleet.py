@@ -1,4 +1,4 @@
-"""Planning, sharing and building in groups, with toy stages; prove_fleet.py has the real ones on a cluster."""
+"""Planning, sharing and building in groups, with toy stages; prove_fleet.py runs the real ones on a cluster."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from pipeline.fleet.resources import fits, needs, wanted
 from pipeline.stage import PipelineError, configuration
 from tests.conftest import dvc, new_checkout
 
-# As in dvc.yaml: what a variant shares, in bytes that differ from run to run, and cells that read one file of it.
+# As in dvc.yaml: one stage per variant, whose output differs from run to run, and cells that read one file of it.
 AXES = {"variants": ["tiny-base", "tiny-custom-voice"], "precisions": ["int8", "int4"], "layouts": []}
 VARIANT: dict[str, object] = {"variant": "${variants}"}
 SHARED, CELL = "out/${item.variant}", "out/${item.variant}-${item.precision}"
@@ -50,7 +50,7 @@ BASE = ["shared@tiny-base", "cell@tiny-base-int8", "last@tiny-base-int8"]
 
 
 def toy(folder: Path) -> None:
-    """Puts that pipeline into a directory."""
+    """Writes that pipeline to a directory."""
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}, sort_keys=False))
     (folder / "params.yaml").write_text(yaml.safe_dump(AXES))
     (folder / "source.txt").write_text("source")
@@ -59,7 +59,7 @@ def toy(folder: Path) -> None:
 
 
 def project(folder: Path) -> Path:
-    """A checkout of that pipeline; all of them meet in a folder beside it."""
+    """A checkout of that pipeline, whose remote is a folder beside it."""
     folder.mkdir()
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True)
@@ -82,7 +82,7 @@ def make(folder: Path, *stages: str):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
-    """A checkout in which two groups are built, and beside it the remote that knows of them."""
+    """A checkout in which two groups are built, and beside it the remote that has them."""
     folder = project(tmp_path_factory.mktemp("fleet") / "first")
     for stages in (BASE[:1], BASE[1:]):
         assert make(folder, *stages).error is None
@@ -91,12 +91,12 @@ def shared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def another(shared, tmp_path) -> Path:
-    """A checkout of the same on a machine that has built nothing."""
+    """The same checkout on a machine that has built nothing."""
     shutil.copytree(shared.parent / "remote", tmp_path / "remote")
     return project(tmp_path / "another")
 
 
-def test_groups_are_what_cells_share_and_cells_each_after_what_it_needs(shared):
+def test_groups_are_shared_stages_and_cells_each_after_its_inputs(shared):
     plan = plan_of(shared)
     assert plan.select("tiny-base-int8") == BASE
     assert plan.select(["tiny-base", "*-int8"])[0] == BASE[0]
@@ -110,20 +110,20 @@ def test_groups_are_what_cells_share_and_cells_each_after_what_it_needs(shared):
         plan.select("x")
 
 
-def test_what_one_machine_built_is_fresh_on_all_and_moves_no_blob(shared, another):
+def test_what_one_machine_built_is_fresh_on_all_without_transfers(shared, another):
     assert stale(another) == []
     plan = plan_of(another)
     plan.stale(BASE)
     assert plan.lock == read_lock(shared)
     kept = [path for path in (another / ".dvc/cache").rglob("*") if path.is_file()]
-    assert {path.suffix for path in kept} == {".dir"}, "listings of directories alone"
+    assert {path.suffix for path in kept} == {".dir"}, "only listings of directories"
     assert plan.stale(plan.stages) == sorted(plan.stages.keys() - set(BASE), key=list(plan.stages).index)
 
 
 @pytest.mark.parametrize(
     ("file", "expected"), [("source.txt", BASE), ("int8.txt", BASE[1:]), ("int4.txt", []), ("dvc.yaml", [BASE[2]])]
 )
-def test_an_edit_makes_stale_what_depends_on_it_until_it_is_taken_back(another, file, expected):
+def test_an_edit_makes_its_dependents_stale_until_it_is_reverted(another, file, expected):
     original = (another / file).read_text()
     edited = original.replace("cp out/${item.variant}-", "cp -f out/${item.variant}-")
     (another / file).write_text(edited if edited != original else original + " too")
@@ -132,21 +132,21 @@ def test_an_edit_makes_stale_what_depends_on_it_until_it_is_taken_back(another, 
     assert stale(another) == []
 
 
-def test_a_group_is_built_of_what_was_pulled_and_its_listing_is_checked(shared, another):
+def test_a_group_is_built_from_pulled_inputs_and_its_listing_is_checked(shared, another):
     assert make(another, "cell@tiny-base-int4").seconds.keys() == {"cell@tiny-base-int4"}
     assert (another / "out/tiny-base/copy").exists()
-    assert not (another / "out/tiny-base/time").exists(), "what is not needed is not fetched"
+    assert not (another / "out/tiny-base/time").exists(), "nothing unneeded is fetched"
     assert stale(another) == []
 
 
-def test_a_group_that_another_machine_built_meanwhile_is_not_built(another):
+def test_a_group_that_another_machine_has_built_meanwhile_is_skipped(another):
     built = make(another, *BASE[1:])
     assert (built.seconds, built.error) == ({}, None)
     assert built.entries.keys() == set(BASE[1:])
     assert not (another / "out").exists()
 
 
-def test_a_missed_gate_is_one_line_and_what_was_made_before_it_is_kept(another):
+def test_a_missed_gate_is_one_line_and_earlier_outputs_are_kept(another):
     (another / "int8.txt").write_text("bad")
     (another / "source.txt").write_text("new")
     built = make(another, *BASE)
@@ -156,8 +156,8 @@ def test_a_missed_gate_is_one_line_and_what_was_made_before_it_is_kept(another):
     assert stale(another) == BASE[1:]
 
 
-def test_plain_dvc_finds_what_a_group_built_and_a_group_what_plain_dvc_built(another):
-    """In a clone that knows nothing but the remote."""
+def test_plain_dvc_reuses_what_a_group_built_and_a_group_what_plain_dvc_built(another):
+    """In a clone that has only the remote."""
     said = dvc(another, "repro", "--pull", "--allow-missing", *BASE)
     assert said.count("is cached - skipping run") == 3
     assert "Running stage" not in said
@@ -171,7 +171,7 @@ def test_plain_dvc_finds_what_a_group_built_and_a_group_what_plain_dvc_built(ano
 
 @pytest.mark.parametrize(("lost", "expected"), [(BASE[0], BASE), (BASE[1], BASE[1:])], ids=["a listing", "a file"])
 def test_what_the_remote_lost_is_stale(another, lost, expected):
-    """As where DVC's run cache was pushed without the outputs of which it tells."""
+    """As if DVC's run cache was pushed without the outputs that it records."""
     plan = plan_of(another)
     assert plan.stale(BASE) == []
     [out] = plan.lock[lost]["outs"]
@@ -180,7 +180,7 @@ def test_what_the_remote_lost_is_stale(another, lost, expected):
     assert stale(another) == expected
 
 
-def test_two_that_built_the_same_at_once_agree_on_one_afterwards(tmp_path):
+def test_two_builds_of_the_same_at_once_agree_on_one_afterwards(tmp_path):
     folders = [project(tmp_path / name) for name in ("first", "second")]
     for folder in folders:
         shutil.rmtree(tmp_path / "remote", ignore_errors=True)
@@ -194,7 +194,7 @@ def test_two_that_built_the_same_at_once_agree_on_one_afterwards(tmp_path):
     assert plans[0].lock == plans[1].lock
 
 
-def test_a_damaged_entry_of_the_remote_is_no_entry(another):
+def test_a_damaged_entry_of_the_remote_is_ignored(another):
     for path in (another.parent / "remote/runs").rglob("*"):
         if path.is_file():
             path.write_text("cmd: [")
@@ -208,7 +208,7 @@ def test_entries_of_dvc_lock_are_merged(tmp_path):
     assert os.listdir(tmp_path) == ["dvc.lock"]
 
 
-def test_a_failing_remote_is_tried_again_and_given_up_in_one_line(monkeypatch):
+def test_a_failing_remote_is_retried_and_given_up_in_one_line(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     answers, told = iter([OSError("no route\nto host"), OSError("no route"), "here"]), []
 
@@ -226,7 +226,7 @@ def test_a_failing_remote_is_tried_again_and_given_up_in_one_line(monkeypatch):
         Patience(0, told.append)("push", lambda: 1 / 0)
 
 
-def test_secrets_of_a_remote_stay_here(tmp_path):
+def test_secrets_of_a_remote_are_not_sent(tmp_path):
     folder = project(tmp_path / "first")
     dvc(folder, "remote", "add", "--local", "--default", "--force", "s3", "s3://bucket/path")
     for key, value in {
@@ -239,7 +239,7 @@ def test_secrets_of_a_remote_stay_here(tmp_path):
     assert settings["remote"] == {"s3": {"url": "s3://bucket/path", "endpointurl": "http://127.0.0.1:1"}}
 
 
-def test_needs_grow_with_the_weights():
+def test_resources_grow_with_the_weights():
     def asks(variant: str, *devices: str, stage: str = "compress", **more: str) -> dict:
         group = Group("", (f"{stage}@x",), frozenset())
         return needs(group, {"variant": variant, "precision": "int8", **more}, 2, list(devices))
@@ -253,7 +253,7 @@ def test_needs_grow_with_the_weights():
     assert asks("tiny-base", "GPU", stage="smoke")["resources"]["intel_gpu"] == 1
 
 
-def test_smoke_goes_where_the_devices_are():
+def test_smoke_is_sent_to_nodes_with_the_devices():
     device = configuration().device
     gpu, both = {"CPU": 8.0, "intel_gpu": 1.0}, {"intel_gpu": 1.0, "intel_npu": 1.0}
     assert wanted(device, [{"CPU": 8.0}]) == []
@@ -267,7 +267,7 @@ def test_smoke_goes_where_the_devices_are():
     assert not any(fits(asked, {name: node[name] for name in node if name != missing}) for missing in node)
 
 
-def test_a_group_that_starts_again_was_lost_with_its_node():
+def test_a_group_that_starts_again_is_reported_as_lost():
     progress = Progress(Console(file=io.StringIO()))
     for event in (
         Event("a", State.WAITING, "waits"),
@@ -292,8 +292,8 @@ def test_a_cluster_without_a_remote_is_refused(tmp_path):
     assert "no DVC remote for the cluster to meet in" in done.stderr
 
 
-def test_a_fleet_on_this_machine_goes_on_where_it_can_and_then_where_it_was(tmp_path):
-    """One cell misses its gate: the others are built; once it is mended, it alone is."""
+def test_a_local_fleet_builds_what_it_can_and_resumes_where_it_was(tmp_path):
+    """One cell misses its gate: the others are built; once it is fixed, only that cell is built."""
     checkout = new_checkout(tmp_path / "checkout")
     toy(checkout)
     (checkout / "int4.txt").write_text("bad")

@@ -1,4 +1,4 @@
-"""Compression changes how weights are stored and nothing else, by a policy whose cost is held to bounds."""
+"""Compression changes only how weights are stored, by a policy whose loss is checked against bounds."""
 
 import filecmp
 import json
@@ -21,7 +21,7 @@ EIGHT_BIT = {"text_embedding", "codec_embedding", "residual_code_embedding", "ta
 
 
 def elements(checkpoint: Checkpoint, name: str) -> int:
-    """How many elements the large weights of a component have, each counted once."""
+    """Number of elements in the large weights of a component, each counted once."""
     if name == "text_embedding":  # its projection is folded in
         return checkpoint.config.talker_config.text_vocab_size * checkpoint.config.talker_config.hidden_size
     if name == "residual_code_embedding":
@@ -32,14 +32,14 @@ def elements(checkpoint: Checkpoint, name: str) -> int:
 
 @pytest.mark.parametrize("name", sorted(COMPONENTS))
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_weights_are_stored_by_the_policy_one_copy_of_each(artifact, precision, name):
+def test_each_weight_is_stored_once_by_the_policy(artifact, precision, name):
     xml = artifact("compress", VARIANT, precision) / f"{name}.xml"
     stored, expected = constants(xml), elements(Checkpoint(artifact("download", VARIANT)), name)
     kind, size = ("i8", 1) if precision == "int8" and name in EIGHT_BIT else ("f16", 2)
     computed = 65_664 if name == "speaker_encoder" else 0  # its Fourier basis and mel filters
     assert stored[kind] == expected + computed
     scales = stored.keys() - {kind}
-    assert scales <= {"f16"}, "nothing large is left in 32 bits, nothing at all in bfloat16"
+    assert scales <= {"f16"}, "no large weight is left in 32 bits, and none in bfloat16"
     assert expected * size < xml.with_suffix(".bin").stat().st_size < 1.05 * expected * size + 400_000
 
 
@@ -51,7 +51,7 @@ def test_no_constant_of_any_size_stays_bfloat16(artifact, precision):
 
 
 def interface(xml: Path) -> dict[str, object]:
-    """What a caller sees of a graph."""
+    """A graph as a caller sees it."""
     model = ov.Core().read_model(xml)
     ports = {
         side: [(port.names, port.element_type.get_type_name(), str(port.partial_shape)) for port in found]
@@ -71,7 +71,7 @@ def test_ports_states_and_labels_are_those_of_the_export(artifact, precision, na
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_report_says_what_was_stored_how_and_how_close_it_came(artifact, precision):
+def test_the_report_lists_how_weights_are_stored_and_how_close_the_graph_is(artifact, precision):
     folder = artifact("compress", VARIANT, precision)
     report = read_metrics(folder)
     assert report["components"].keys() == report["measured"].keys() == COMPONENTS.keys()
@@ -87,7 +87,7 @@ def test_the_report_says_what_was_stored_how_and_how_close_it_came(artifact, pre
 
 
 @pytest.mark.parametrize(("name", "mode"), [("talker", "int8_sym"), ("speaker_encoder", "f16")])
-def test_another_process_writes_the_same_bytes(artifact, tmp_path: Path, name, mode):
+def test_a_second_process_writes_the_same_bytes(artifact, tmp_path: Path, name, mode):
     alone(compress, artifact("export", VARIANT) / f"{name}.xml", tmp_path / f"{name}.xml", {"mode": mode}, tmp_path)
     for file in (f"{name}.xml", f"{name}.bin"):
         assert filecmp.cmp(tmp_path / file, artifact("compress", VARIANT) / file, shallow=False), file
@@ -95,7 +95,7 @@ def test_another_process_writes_the_same_bytes(artifact, tmp_path: Path, name, m
 
 @pytest.fixture
 def cell(artifact, tmp_path: Path) -> Path:
-    """A variant of its own, with the export and the record of the shared one and an earlier result of compression."""
+    """A separate variant, with the shared export and recording, and an earlier result of compression."""
     shared, folder = artifact("export", VARIANT).parent, tmp_path / VARIANT
     for stage in ("checkpoint", "model", "ir", "rollout"):
         (folder / stage).mkdir(parents=True)
@@ -111,12 +111,12 @@ def overrides(folder: Path, *more: str) -> list[str]:
 
 
 def assert_untouched(folder: Path) -> None:
-    """The earlier result is all that is there."""
+    """Asserts that only the earlier result exists."""
     assert [path.name for path in (folder / "int8").iterdir()] == ["ir"]
     assert {path.name: path.read_text() for path in (folder / "int8" / "ir").iterdir()} == {"talker.xml": "earlier"}
 
 
-def test_lost_parity_is_one_line_and_leaves_the_earlier_output(cell):
+def test_a_missed_parity_bound_is_one_line_and_leaves_the_earlier_output(cell):
     done = run_stage("compress", *overrides(cell, "parity.f16.default.snr_db=120"))
     assert done.returncode == 1
     error = [line for line in done.stderr.splitlines() if not line.startswith("compress to int8")]

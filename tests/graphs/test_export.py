@@ -1,4 +1,4 @@
-"""The exported graphs compute what the networks compute, hold each weight once, as stored, and say what they are."""
+"""The exported graphs compute what the networks compute, hold each weight once, as stored, and describe themselves."""
 
 import filecmp
 import json
@@ -24,18 +24,18 @@ CARRIED = {
     "tiny-custom-voice": EVERYWHERE,
     "tiny-voice-design": EVERYWHERE,
 }
-# The base variant has every component. Its code predictor is narrower than its talker; a small custom voice's is not.
+# The base variant has every component. Its code predictor is narrower than its talker, unlike a small custom voice's.
 GRAPHS = [("tiny-base", name) for name in COMPONENTS] + [("tiny-custom-voice", "code_predictor")]
 
 
 @pytest.mark.parametrize("variant", CARRIED)
-def test_the_stage_reports_exact_graphs_for_what_a_kind_carries_and_leaves_nothing_else(artifact, variant):
+def test_the_stage_writes_exact_graphs_of_a_kinds_components_and_nothing_else(artifact, variant):
     folder = artifact("export", variant)
     report = read_metrics(folder)
     assert report["components"].keys() == report["measured"].keys() - {"stage"} == CARRIED[variant]
     for measured in report["measured"].values():
         assert report["measured"]["stage"]["seconds"] >= measured["seconds"]
-        assert measured["peak_bytes"] > 50e6, "a process that has torch loaded"
+        assert measured["peak_bytes"] > 50e6, "a process with torch loaded"
     files = {f"{name}.{ending}" for name in CARRIED[variant] for ending in ("xml", "bin")}
     assert {path.name for path in folder.iterdir()} == files | {"report.json"}
     for name, ports in report["components"].items():
@@ -53,13 +53,13 @@ def test_every_component_has_an_example_here():
 @pytest.mark.parametrize(("variant", "name"), GRAPHS)
 class TestEveryGraph:
     @torch.inference_mode()
-    def test_it_gives_what_its_network_gives(self, artifact, variant, name):
+    def test_it_computes_what_its_network_computes(self, artifact, variant, name):
         checkpoint = Checkpoint(artifact("download", variant))
         calls, expected = EXAMPLES[name](checkpoint, np.random.default_rng(1))
         assert_equal(answers(request(artifact("export", variant) / f"{name}.xml"), calls), expected)
 
     @torch.inference_mode()
-    def test_a_batch_of_two_is_two_runs_of_one(self, artifact, variant, name):
+    def test_a_batch_of_two_equals_two_runs_of_one(self, artifact, variant, name):
         calls, _ = EXAMPLES[name](Checkpoint(artifact("download", variant)), np.random.default_rng(2))
         graph = request(artifact("export", variant) / f"{name}.xml")
         together = answers(graph, calls)
@@ -68,8 +68,8 @@ class TestEveryGraph:
             assert_equal([row_of(result, row) for result in together], alone)
 
 
-def test_a_layer_of_the_code_predictor_is_four_products(artifact):
-    """Query, key and value at once, output, gate and up at once, down; a projection before and a head after them."""
+def test_a_layer_of_the_code_predictor_has_four_products(artifact):
+    """Joined query, key and value; output; joined gate and up; down. Plus a projection before them and a head after."""
     config = Checkpoint(artifact("download", "tiny-base")).config.talker_config.code_predictor_config
     graph = ov.Core().read_model(artifact("export", "tiny-base") / "code_predictor.xml")
     weights = [node.input_value(1).get_node() for node in graph.get_ops() if node.get_type_name() == "MatMul"]
@@ -110,18 +110,18 @@ def test_the_ports_are_those_of_the_native_layout(artifact, name):
             port_name, kind, shape = line.split()
             assert port.names == {port_name}
             assert port.element_type.get_type_name() == kind
-            # OpenVINO may know more than the layout promises: that there is at least one frame.
+            # OpenVINO may derive more than the layout requires: that there is at least one frame.
             assert ov.PartialShape(shape).compatible(port.partial_shape), f"{line} is {port.partial_shape}"
 
 
 def row_of(values: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
-    """One row of each array that has one for each of the batch."""
+    """One row of each array that has a batch axis."""
     chosen = {port: value if len(value) == 1 else value[row : row + 1] for port, value in values.items()}
     return chosen | ({"beam_idx": np.zeros(1, np.int32)} if "beam_idx" in values else {})
 
 
 @torch.inference_mode()
-def test_the_folded_text_table_is_the_table_and_its_projection_for_every_token(artifact):
+def test_the_folded_text_table_equals_table_and_projection_for_every_token(artifact):
     network = Checkpoint(artifact("download", "tiny-base")).load("text_embedding")
     graph = request(artifact("export", "tiny-base") / "text_embedding.xml")
     ids = np.arange(network.table.num_embeddings)[None]
@@ -129,7 +129,7 @@ def test_the_folded_text_table_is_the_table_and_its_projection_for_every_token(a
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_a_graph_says_what_it_is_and_where_it_came_from(artifact, name):
+def test_a_graph_states_its_name_and_origin(artifact, name):
     source = json.loads((artifact("download", "tiny-base") / "report.json").read_text())
     said = ov.Core().read_model(artifact("export", "tiny-base") / f"{name}.xml").get_rt_info(["qwen3_tts"]).value
     assert said == {
@@ -142,7 +142,7 @@ def test_a_graph_says_what_it_is_and_where_it_came_from(artifact, name):
 
 
 def large_elements(checkpoint: Checkpoint, name: str) -> dict[torch.dtype, int]:
-    """How many elements the large parameters of a component's networks have, by the dtype that the file has."""
+    """Number of elements in the large parameters of a component's networks, by dtype in the file."""
     counts: dict[torch.dtype, int] = {}
     for network in NETWORKS[name]:
         for tensor in checkpoint.load(network).state_dict().values():
@@ -152,7 +152,7 @@ def large_elements(checkpoint: Checkpoint, name: str) -> dict[torch.dtype, int]:
 
 
 @pytest.mark.parametrize("name", ["codec_embedding", "talker", "code_predictor", "speech_decoder", "speech_encoder"])
-def test_weights_stay_in_the_checkpoints_dtype_one_copy_of_each(artifact, name):
+def test_each_weight_is_kept_once_in_the_checkpoints_dtype(artifact, name):
     stored = large_elements(Checkpoint(artifact("download", "tiny-base")), name)
     xml = artifact("export", "tiny-base") / f"{name}.xml"
     kinds = {torch.bfloat16: "bf16", torch.float32: "f32"}
@@ -162,7 +162,7 @@ def test_weights_stay_in_the_checkpoints_dtype_one_copy_of_each(artifact, name):
 
 
 @pytest.mark.parametrize("name", ["codec_embedding", "talker"])
-def test_another_process_writes_the_same_bytes(artifact, tmp_path: Path, name):
+def test_a_second_process_writes_the_same_bytes(artifact, tmp_path: Path, name):
     checkpoint, first = artifact("download", "tiny-base"), artifact("export", "tiny-base")
     labels = ov.Core().read_model(first / f"{name}.xml").get_rt_info(["qwen3_tts"]).value
     alone(export, name, checkpoint, tmp_path, labels, configuration().layout)
@@ -172,7 +172,7 @@ def test_another_process_writes_the_same_bytes(artifact, tmp_path: Path, name):
 
 @pytest.fixture
 def cell(artifact, tmp_path: Path) -> Callable[..., Path]:
-    """`cell("checkpoint")`: a variant of its own with the named outputs of the shared one, and an earlier export."""
+    """`cell("checkpoint")`: a separate variant with the named outputs of the shared one, and an earlier export."""
 
     def make(*stages: str) -> Path:
         shared, folder = artifact("export", "tiny-base").parent, tmp_path / "tiny-base"
@@ -192,7 +192,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
 
 
 def assert_untouched(folder: Path) -> None:
-    """The earlier export is all that is there."""
+    """Asserts that only the earlier export exists."""
     assert [path.name for path in folder.glob("*ir*")] == ["ir"]
     assert {path.name: path.read_text() for path in (folder / "ir").iterdir()} == {"talker.xml": "earlier"}
 
@@ -222,7 +222,7 @@ def test_a_record_without_a_component_fails_and_leaves_the_earlier_export(cell):
     assert_untouched(folder)
 
 
-def test_weights_that_are_missing_fail_and_leave_the_earlier_export(cell):
+def test_missing_weights_fail_and_leave_the_earlier_export(cell):
     folder = cell("checkpoint", "model")
     (folder / "checkpoint" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):

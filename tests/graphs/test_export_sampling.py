@@ -41,7 +41,7 @@ def predictor(artifact) -> ov.InferRequest:
 
 @torch.inference_mode()
 def logits(network: CodePredictor, first_embedding: torch.nn.Module, call: Call, codes: np.ndarray) -> np.ndarray:
-    """The network's logits [batch, groups - 1, codes] on the way to `codes` [batch, groups], all groups in one pass."""
+    """The network's logits [batch, groups - 1, codes] that lead to `codes` [batch, groups], all groups in one pass."""
     chosen = torch.from_numpy(codes)
     inputs = [torch.from_numpy(call["talker_hidden"]), first_embedding(chosen[:, :1])]
     inputs += [table(chosen[:, [group]]) for group, table in enumerate(network.embeddings[:-1], start=1)]
@@ -50,7 +50,7 @@ def logits(network: CodePredictor, first_embedding: torch.nn.Module, call: Call,
 
 
 def official_scores(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """transformers' warpers in its order, in float64 over logits [..., codes]; what cannot be drawn is -inf."""
+    """transformers' warpers in their order, in float64 over logits [..., codes]; excluded codes are -inf."""
     scores = logits.astype(np.float64) / np.float32(temperature)
     kth = np.sort(scores, axis=-1)[..., [-top_k]]
     scores = np.where(scores < kth, -np.inf, scores)
@@ -70,7 +70,7 @@ def frame_of(call: Call, predictor: ov.InferRequest) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rules", [{"temperature": 0.3, "top_k": 1}, {}, {"top_k": CODES, "top_p": 0.3}])
-def test_ones_for_noise_give_the_likeliest_code_of_every_group(predictor, network, first_embedding, rules):
+def test_noise_of_ones_gives_the_likeliest_code_of_every_group(predictor, network, first_embedding, rules):
     call = frame_inputs(network, WIDTH, BATCH, np.random.default_rng(5), **rules)
     call["noise"] = np.ones_like(call["noise"])
     codes = frame_of(call, predictor)
@@ -79,7 +79,7 @@ def test_ones_for_noise_give_the_likeliest_code_of_every_group(predictor, networ
 
 
 @pytest.mark.parametrize("rules", GRID, ids=lambda rules: "-".join(map(str, rules.values())))
-def test_noise_decides_as_the_official_rules_say(predictor, network, first_embedding, rules: Mapping[str, float]):
+def test_noise_selects_codes_by_the_official_rules(predictor, network, first_embedding, rules: Mapping[str, float]):
     call = frame_inputs(network, WIDTH, BATCH, np.random.default_rng(6), **rules)
     codes = frame_of(call, predictor)
     scores = official_scores(logits(network, first_embedding, call, codes), **rules)
@@ -87,7 +87,7 @@ def test_noise_decides_as_the_official_rules_say(predictor, network, first_embed
 
 
 def first_draw(model: ov.Model) -> ov.CompiledModel:
-    """The graph up to the first code that it draws: the other groups would take fourteen times as long again."""
+    """The graph up to the first code that it draws: the other groups would take fourteen times longer."""
     joined = model.output("codes").get_node().input_value(0).get_node()
     assert joined.get_type_name() == "Concat"
     return ov.Core().compile_model(ov.Model([joined.input_value(1)], model.get_parameters()), "CPU", EXACT)
@@ -97,7 +97,7 @@ def first_draw(model: ov.Model) -> ov.CompiledModel:
 def test_draws_follow_the_softmax(artifact, network, first_embedding, rules: Mapping[str, float]):
     batch, rng = 500, np.random.default_rng(7)
     call = frame_inputs(network, WIDTH, 1, rng, **rules)
-    codes_so_far = np.repeat(call["first_code"], 16, axis=1)  # only the first counts for the group after it
+    codes_so_far = np.repeat(call["first_code"], 16, axis=1)  # only the first affects the group after it
     scores = official_scores(logits(network, first_embedding, call, codes_so_far), 0.9, **rules)
     for port in ("talker_hidden", "first_code", "noise"):
         call[port] = np.repeat(call[port], batch, axis=0)

@@ -1,4 +1,4 @@
-"""The graphs together: the codes that the networks speak, in two infer calls a frame."""
+"""The graphs together: they give the networks' codes, in two infer calls per frame."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -40,17 +40,17 @@ def say(session: Session, config: dict, plan: Prompt, voice: VoicePrompt | None,
 
 
 def voice_of(official: Official, case: dict) -> VoicePrompt | None:
-    """What a case is cloned from; None for a voice by name or description."""
+    """The voice that a case clones; None for a voice by name or description."""
     voice = {name: tensor.numpy() for name, tensor in official.voice(case).items()}
     return VoicePrompt(voice["speaker"], voice.get("reference"), case.get("reference_text")) if voice else None
 
 
 @pytest.mark.skipif(LIVE is not None, reason="the graphs are those of the tiny checkpoints")
-def test_greedy_speech_is_the_networks_over_64_frames_in_every_mode(official: Official, artifact):
+def test_greedy_codes_equal_the_networks_over_64_frames_in_every_mode(official: Official, artifact):
     ir: Path = artifact("export", official.folder.parent.name)
     names = [path.stem for path in ir.glob("*.xml") if not path.stem.endswith("encoder")]
     session = Session({name: request(ir / f"{name}.xml") for name in names})
-    # The official package spoke these, and model_src does (tests/parity/test_greedy.py).
+    # The official package gives these codes, and so does model_src (tests/parity/test_greedy.py).
     spoken = [case for case in official.parsed("cases") if case["speak"]]
     for case, expected in zip(spoken, official.parts("codes"), strict=False):
         found = say(session, official.config, official.plan(case), voice_of(official, case), len(expected))
@@ -58,8 +58,7 @@ def test_greedy_speech_is_the_networks_over_64_frames_in_every_mode(official: Of
         np.testing.assert_array_equal(found, expected, err_msg=str(case))
 
 
-# How a component is told from the others by the name of its first input; both embedding tables of a custom voice look
-# token ids up.
+# Components by the name of their first input; both embedding tables of a custom voice look up token ids.
 FIRST_INPUTS = {
     "inputs_embeds": "talker",
     "talker_hidden": "code_predictor",
@@ -70,7 +69,7 @@ FIRST_INPUTS = {
 
 @pytest.fixture
 def infer_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts every inference that OpenVINO is asked for from now on, by component."""
+    """Counts every inference from now on, by component."""
     count: Counter[str] = Counter()
 
     def counting(infer: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +91,7 @@ def synthesizer(artifact) -> Synthesizer:
 
 @pytest.mark.parametrize("text_first", [True, False])
 @pytest.mark.parametrize("frames", [5, 30])
-def test_two_infer_calls_make_a_frame(synthesizer, infer_calls, text_first, frames):
+def test_a_frame_takes_two_infer_calls(synthesizer, infer_calls, text_first, frames):
     with synthesizer.stream(
         "The quick brown fox jumps over the lazy dog.",
         "aiden",
@@ -101,7 +100,7 @@ def test_two_infer_calls_make_a_frame(synthesizer, infer_calls, text_first, fram
         max_frames=frames,
     ) as stream:
         chunks = len(list(stream))
-    assert len(stream.outcome.codes) == frames, "another seed, this one ends early"
+    assert len(stream.outcome.codes) == frames, "choose a different seed; this one ends early"
     # The talker's prefill gives the first frame; its steps give the others.
     assert infer_calls == {"talker": frames, "code_predictor": frames, "speech_decoder": chunks, "embedding": 2}
     assert chunks < frames

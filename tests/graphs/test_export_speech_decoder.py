@@ -1,4 +1,4 @@
-"""The speech decoder's state: pieces of any length give the samples of one pass over the whole."""
+"""The speech decoder's state: pieces of any length give the same samples as a single pass."""
 
 import numpy as np
 import openvino as ov
@@ -27,19 +27,19 @@ def whole(decoder, codes) -> np.ndarray:
 
 
 def pieces_of(codes: np.ndarray, size: int) -> list[dict[str, np.ndarray]]:
-    """The codes in pieces of `size` frames, the last one shorter."""
+    """The codes in pieces of `size` frames; the last may be shorter."""
     return [{"codes": codes[..., start : start + size]} for start in range(0, codes.shape[-1], size)]
 
 
 @torch.inference_mode()
-def test_a_whole_pass_is_the_networks(artifact, codes, whole):
+def test_a_single_pass_equals_the_networks(artifact, codes, whole):
     expected, _ = Checkpoint(artifact("download")).load("speech_decoder")(torch.from_numpy(codes))
     assert_equal([{"waveform": whole}], [{"waveform": expected.numpy()}])
     assert whole.shape == (1, 1, FRAMES * FRAME)
 
 
 @pytest.mark.parametrize("size", [1, 3, 25])
-def test_pieces_join_to_the_whole_pass(decoder, codes, whole, size):
+def test_joined_pieces_equal_the_single_pass(decoder, codes, whole, size):
     pieces = pieces_of(codes, size)
     found = [result["waveform"] for result in answers(decoder, pieces)]
     assert [piece.shape[-1] for piece in found] == [FRAME * call["codes"].shape[-1] for call in pieces]
@@ -49,12 +49,12 @@ def test_pieces_join_to_the_whole_pass(decoder, codes, whole, size):
 def test_a_reset_request_remembers_nothing(decoder, codes):
     calls = pieces_of(codes[..., :100], 30)
     first = answers(decoder, calls)
-    decoder.infer(calls[0])  # goes on from the calls above
+    decoder.infer(calls[0])  # continues from the calls above
     for again, before in zip(answers(decoder, calls), first, strict=True):
         np.testing.assert_array_equal(again["waveform"], before["waveform"])
 
 
-def test_what_came_before_is_heard_until_the_reset(decoder, codes):
+def test_earlier_pieces_affect_the_output_until_the_reset(decoder, codes):
     """Without this, the tests above would pass on a graph without state."""
     _, second = answers(decoder, pieces_of(codes[..., :8], 4))
     (alone,) = answers(decoder, [{"codes": codes[..., 4:8]}])

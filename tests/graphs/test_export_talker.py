@@ -1,4 +1,4 @@
-"""The talker's cache: in the graph, fused with attention, and the same however the prompt is cut."""
+"""The talker's KV cache: inside the graph, fused with attention, and independent of how the prompt is split."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from tests.exported import answers, assert_equal, compiled, layer_type, request, talker_calls
 
 VARIANT = "tiny-base"
-LAYERS, WIDTH = 2, 64  # of the tiny variants, conf/variant
+LAYERS, WIDTH = 2, 64  # of the tiny variants in conf/variant
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def embeds() -> np.ndarray:
 
 
 @pytest.mark.parametrize("pieces", [(39, 1), (1, 7, 16, 16), (1,) * 40], ids=["two", "four", "one by one"])
-def test_a_prefill_in_pieces_is_a_prefill_in_one_call(talker, embeds, pieces):
+def test_a_prefill_in_pieces_equals_a_prefill_in_one_call(talker, embeds, pieces):
     whole = answers(talker, talker_calls(embeds, (40,)))
     assert_equal(answers(talker, talker_calls(embeds, pieces))[-1:], whole)
 
@@ -38,14 +38,14 @@ def test_a_reset_request_remembers_nothing(talker, embeds):
             np.testing.assert_array_equal(again[port], value)
 
 
-def test_what_came_before_matters_until_the_reset(talker, embeds):
+def test_earlier_calls_affect_the_output_until_the_reset(talker, embeds):
     """Without this, the two tests above would pass on a graph without a cache."""
     _, last = answers(talker, talker_calls(embeds, (39, 1)))
     (alone,) = answers(talker, talker_calls(embeds[:, 39:], (1,)))
     assert np.abs(alone["logits"] - last["logits"]).max() > 0.1 * np.abs(last["logits"]).max()
 
 
-def test_beam_idx_says_whose_past_each_row_goes_on_from(talker, embeds):
+def test_beam_idx_selects_the_past_that_each_row_continues(talker, embeds):
     prefill, step = talker_calls(embeds, (39, 1))
     (_, straight) = answers(talker, [prefill, step])
     swapped_step = {port: value[::-1] for port, value in step.items()}  # beam_idx becomes [1, 0]
@@ -54,12 +54,12 @@ def test_beam_idx_says_whose_past_each_row_goes_on_from(talker, embeds):
 
 
 def sources(node: ov.Node) -> list[str]:
-    """The types of the layers that a layer reads."""
+    """The types of a layer's inputs."""
     return [layer_type(port.get_source_output().get_node()) for port in node.inputs()]
 
 
 def readers(node: ov.Node) -> list[str]:
-    """The types of the layers that read a layer."""
+    """The types of a layer's consumers."""
     return [layer_type(port.get_node()) for output in node.outputs() for port in output.get_target_inputs()]
 
 
@@ -73,15 +73,15 @@ def test_each_layer_runs_as_fused_attention_with_its_cache_inside(artifact, prec
     count = Counter(layer_type(node) for node in nodes)
     assert count["ScaledDotProductAttention"] == LAYERS
     assert count["RoPE"] == 2 * LAYERS, "queries and keys"
-    assert count["RMS"] == 4 * LAYERS + 1, "two of a layer, two of its queries and keys, the last one"
-    assert count["MatMul"] == count["Softmax"] == 0, "attention has not fallen apart"
+    assert count["RMS"] == 4 * LAYERS + 1, "per layer two, and one each for queries and keys; the final one"
+    assert count["MatMul"] == count["Softmax"] == 0, "attention is still fused"
     assert count["FullyConnected"] == 4 * LAYERS + 1, "qkv, o, gate and up, down, and the head"
 
     assert count["MemoryInput"] == count["MemoryOutput"] == 2 * LAYERS
     for node in nodes:
         if layer_type(node) == "MemoryInput":
-            assert readers(node) == ["ScaledDotProductAttention"], "nobody else gathers or joins the past"
+            assert readers(node) == ["ScaledDotProductAttention"], "no other layer gathers or joins the past"
         if layer_type(node) == "MemoryOutput":
             assert sources(node) == ["ScaledDotProductAttention"]
-    # What is joined are shapes and rotary angles, which all layers share.
+    # Only shapes and rotary angles are joined, which all layers share.
     assert count["Concatenation"] <= 2

@@ -1,4 +1,4 @@
-"""Graphs of fixed shapes, for NPU, proved on CPU: their caller keeps the state, and they do what stateful ones do."""
+"""Graphs with fixed shapes for NPU, verified on CPU: the caller keeps the state; outputs equal the stateful graphs'."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from model_src.checkpoint import Checkpoint
 from tests.exported import answers, assert_equal, frame_inputs, request, talker_calls
 
-FORGOTTEN = 7.0  # in places that a graph must not look at
+FORGOTTEN = 7.0  # in slots that a graph must ignore
 LAYERS = 2
 
 
@@ -20,7 +20,7 @@ def folder(bundle_of) -> Path:
 
 
 def static_talker(graph: ov.InferRequest, embeds: np.ndarray, pieces: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
-    """What the last position of every piece answers; the caller keeps the cache and pads each piece."""
+    """The output at the last position of every piece; the caller keeps the cache and pads each piece."""
     _, positions, width = graph.get_tensor("inputs_embeds").shape
     names = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
     caches = {name: np.full(graph.get_tensor(f"past_key_values.{name}").shape, FORGOTTEN, "f4") for name in names}
@@ -37,28 +37,28 @@ def static_talker(graph: ov.InferRequest, embeds: np.ndarray, pieces: tuple[int,
     return found
 
 
-def test_no_graph_has_a_state_or_a_shape_to_choose(folder):
+def test_no_graph_has_a_state_or_a_dynamic_shape(folder):
     for name in ("talker", "code_predictor", "speech_decoder"):
         model = ov.Core().read_model(folder / f"{name}.xml")
         assert not model.is_dynamic(), name
         assert not model.get_variables(), name
 
 
-def test_the_manifest_says_that_none_has_run_on_an_npu(folder):
+def test_the_manifest_states_that_none_has_run_on_an_npu(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["caveat"].endswith("none of them has run on an NPU yet.")
     assert manifest["layout"] == "npu"
 
 
 @pytest.mark.parametrize("pieces", [(8, 8, 4, 1, 1), (1,) * 10, (3, 8, 2)], ids=str)
-def test_the_talker_in_pieces_is_the_stateful_one(folder, artifact, pieces):
+def test_the_talker_in_pieces_equals_the_stateful_one(folder, artifact, pieces):
     embeds = np.random.default_rng(1).standard_normal((1, sum(pieces), 64), dtype=np.float32)
     expected = answers(request(artifact("compress", "tiny-base") / "talker.xml"), talker_calls(embeds, pieces))
     assert_equal(static_talker(request(folder / "talker.xml"), embeds, pieces), expected)
 
 
 @pytest.mark.parametrize("rules", [{"top_k": 1}, {}, {"top_k": 64, "top_p": 0.7, "temperature": 1.5}], ids=str)
-def test_a_frame_is_drawn_as_from_the_native_graph(folder, artifact, rules):
+def test_a_frame_has_the_codes_of_the_native_graph(folder, artifact, rules):
     native = request(artifact("compress", "tiny-base") / "code_predictor.xml")
     static = request(folder / "code_predictor.xml")
     network = Checkpoint(artifact("download", "tiny-base")).load("code_predictor")
@@ -68,13 +68,13 @@ def test_a_frame_is_drawn_as_from_the_native_graph(folder, artifact, rules):
         assert_equal(answers(static, [call]), answers(native, [call]))
 
 
-def test_the_decoder_in_pieces_is_the_stateful_one_past_its_window(folder, artifact):
+def test_the_decoder_in_pieces_equals_the_stateful_one_past_its_window(folder, artifact):
     decoder = ov.Core().compile_model(folder / "speech_decoder.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     codes = np.random.default_rng(3).integers(0, 2048, (1, 16, 84))
     past = {port.any_name: np.zeros(port.shape, np.float32) for port in decoder.inputs if "past" in port.any_name}
     for name, window in past.items():
         if window.ndim == 4:
-            past[name] = np.full_like(window, FORGOTTEN)  # keys and values of before the start
+            past[name] = np.full_like(window, FORGOTTEN)  # keys and values from before the start
     waveform = []
     for number, piece in enumerate(np.split(codes, 21, axis=-1)):
         result = decoder({"codes": piece, "seen": np.array([4 * number]), **past})

@@ -1,4 +1,4 @@
-"""Bundles in the layouts of other runtimes: the ports of their contracts, and graphs that do what those expect."""
+"""Bundles in the layouts of other runtimes: the ports of their contracts, and graphs that behave as these expect."""
 
 import json
 import re
@@ -22,7 +22,7 @@ Rows = dict[str, tuple[str, str]]  # the input and the output cell of each graph
 
 
 def table(layout: str) -> Rows:
-    """The graphs of a contract's table."""
+    """The graphs in a contract's table."""
     rows = re.findall(r"^\| (\S+) \| (?:all|base) \| (.+) \| (.+) \|$", (CONTRACTS / f"{layout}.md").read_text(), re.M)
     return {graph: (inputs, outputs) for graph, inputs, outputs in rows}
 
@@ -37,12 +37,12 @@ def checkpoint(artifact) -> Checkpoint:
 
 
 @pytest.mark.parametrize(("layout", "graph"), graphs())
-def test_the_ports_are_those_of_the_contract(bundle_of, checkpoint, layout, graph):
+def test_the_ports_match_the_contract(bundle_of, checkpoint, layout, graph):
     model = ov.Core().read_model(bundle_of(layout) / f"{graph}.xml")
     for ports, cell in zip((model.inputs, model.outputs), table(layout)[graph], strict=True):
         expected = dict(re.findall(r"`(\w+)` (\w+ \[[^\]]*\])", cell))
         assert {name for port in ports for name in port.names} == expected.keys()
-        assert all(port.names for port in ports), "a port without a name cannot be read"
+        assert all(port.names for port in ports), "every port needs a name"
         for port in ports:
             kind, shape = expected[port.any_name].split()
             assert port.element_type.get_type_name() == kind
@@ -52,7 +52,7 @@ def test_the_ports_are_those_of_the_contract(bundle_of, checkpoint, layout, grap
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_bundle_holds_the_contracts_files_and_no_others(bundle_of, layout):
+def test_the_bundle_contains_exactly_the_contracts_files(bundle_of, layout):
     bundle, text = bundle_of(layout), (CONTRACTS / f"{layout}.md").read_text()
     found = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     named = {f"{graph}.{ending}" for graph in table(layout) for ending in ("xml", "bin")}
@@ -63,7 +63,7 @@ def test_the_bundle_holds_the_contracts_files_and_no_others(bundle_of, layout):
     assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == found - papers
 
 
-# ---- a talker and a code predictor that are told where they are ------------------------------------------------------
+# ---- a talker and a code predictor that receive their positions ------------------------------------------------------
 
 
 def openarc_inputs(positions: np.ndarray, theta: float) -> Call:
@@ -78,7 +78,7 @@ def genai_inputs(positions: np.ndarray, streams: bool) -> Call:
 
 
 def steps(embeds: np.ndarray, cuts: Iterable[int], more: Callable[[np.ndarray], Call]) -> list[Call]:
-    """Embeddings [1, positions, width] fed in pieces, with what a contract says of the positions."""
+    """Embeddings [1, positions, width] fed in pieces, with the position inputs of a contract."""
     pieces = np.split(np.arange(embeds.shape[1])[None], list(cuts), axis=1)
     return [
         {"inputs_embeds": embeds[:, piece[0]], "beam_idx": np.zeros(1, np.int32), **more(piece)} for piece in pieces
@@ -91,7 +91,7 @@ PREDICTORS = {"openarc": ("code_predictor", "generation_steps"), "genai": ("open
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 class TestStateful:
-    def test_a_talker_in_pieces_is_the_talker_in_one_call(self, bundle_of, checkpoint, layout):
+    def test_a_talker_in_pieces_equals_the_talker_in_one_call(self, bundle_of, checkpoint, layout):
         graph, hidden = TALKERS[layout]
         theta = checkpoint.config.talker_config.rope_theta
 
@@ -106,7 +106,7 @@ class TestStateful:
         assert_equal([last], [{port: value[:, -1:] for port, value in whole.items()}])
         assert hidden in last
 
-    def test_a_code_predictor_forgets_the_frame_when_it_is_reset(self, bundle_of, checkpoint, layout):
+    def test_a_reset_code_predictor_forgets_the_frame(self, bundle_of, checkpoint, layout):
         graph, step_port = PREDICTORS[layout]
         theta = checkpoint.config.talker_config.rope_theta
 
@@ -122,8 +122,8 @@ class TestStateful:
             np.testing.assert_array_equal(one["logits"], other["logits"])
         assert not np.array_equal(first[0]["logits"][0, -1], first[1]["logits"][0, -1])
 
-    def test_the_state_can_be_taken_out_again(self, bundle_of, layout):
-        """Both runtimes do so for NPU; the pass refuses a graph without beam_idx."""
+    def test_the_state_can_be_removed_from_the_graph(self, bundle_of, layout):
+        """Both runtimes do this for NPU; the pass refuses a graph without beam_idx."""
         for graph in (TALKERS[layout][0], PREDICTORS[layout][0]):
             model = ov.Core().read_model(bundle_of(layout) / f"{graph}.xml")
             states = len(model.get_variables())
@@ -135,7 +135,7 @@ class TestStateful:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_step_of_the_tables_and_heads_is_the_networks_own(bundle_of, checkpoint, layout):
+def test_one_step_of_tables_and_heads_equals_the_networks(bundle_of, checkpoint, layout):
     graph, ids, step = {
         "openarc": ("cp_codec_embedding", "token_ids", "step_idx"),
         "genai": ("openvino_code_predictor_embeddings", "input_ids", "step"),
@@ -151,7 +151,7 @@ def test_a_step_of_the_tables_and_heads_is_the_networks_own(bundle_of, checkpoin
     ("layout", "graph", "port"),
     [("openarc", "speech_tokenizer/speech_decoder", "codes"), ("genai", "openvino_codec_decoder", "audio_codes")],
 )
-def test_a_decoder_makes_1920_samples_of_each_frame(bundle_of, checkpoint, layout, graph, port):
+def test_a_decoder_gives_1920_samples_per_frame(bundle_of, checkpoint, layout, graph, port):
     xml = bundle_of(layout) / f"{graph}.xml"
     decoder, network = request(xml), checkpoint.load("speech_decoder")
     codes = np.random.default_rng(3).integers(0, 2048, (1, 16, 101))
@@ -165,7 +165,7 @@ def test_a_decoder_makes_1920_samples_of_each_frame(bundle_of, checkpoint, layou
     assert fixed.output(0).shape[-1] == 256 * 1920
 
 
-def test_genais_encoder_is_the_native_one_by_group(bundle_of, artifact):
+def test_genais_encoder_equals_the_native_one_by_group(bundle_of, artifact):
     audio = np.random.default_rng(4).uniform(-0.5, 0.5, (1, 24_000)).astype(np.float32)
     native = request(artifact("compress", "tiny-base") / "speech_encoder.xml")
     ours = answers(native, [{"audio": audio}])[0]["codes"]
@@ -174,7 +174,7 @@ def test_genais_encoder_is_the_native_one_by_group(bundle_of, artifact):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_mels_give_the_x_vector_that_audio_gives_natively(bundle_of, artifact, checkpoint: Checkpoint, layout):
+def test_mels_give_the_same_x_vector_as_audio_in_the_native_layout(bundle_of, artifact, checkpoint: Checkpoint, layout):
     graph = {"openarc": "speaker_encoder", "genai": "openvino_speaker_encoder"}[layout]
     audio = np.random.default_rng(5).uniform(-0.5, 0.5, (1, 24_000)).astype(np.float32)
     mels = checkpoint.load("speaker_encoder").mel(torch.from_numpy(audio)).numpy()
@@ -184,7 +184,7 @@ def test_mels_give_the_x_vector_that_audio_gives_natively(bundle_of, artifact, c
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_graph_that_only_has_other_names_shares_the_weights_on_disk(bundle_of, artifact, layout: str):
+def test_a_graph_that_differs_only_in_names_shares_the_weights_on_disk(bundle_of, artifact, layout: str):
     graph = {"openarc": "text_model", "genai": "openvino_text_embeddings"}[layout]
     ours: Path = artifact("compress", "tiny-base") / "text_embedding.bin"
     assert (bundle_of(layout) / f"{graph}.bin").samefile(ours)

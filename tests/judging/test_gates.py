@@ -1,4 +1,4 @@
-"""A gate: whether lower or higher is better, what counts as missed, and what is never let pass."""
+"""Gates: whether lower or higher is better, what counts as missed, and what never passes."""
 
 import json
 
@@ -23,14 +23,14 @@ from pipeline.judging.scorers import SCORERS
         ({}, {"stoi": 0.9}, ["talker: stoi is not measured (no figure), bound: at least 0.9"]),
     ],
 )  # fmt: skip
-def test_what_is_missed(values, bounds, lines):
+def test_missed_bounds(values, bounds, lines):
     found = missed("talker", values, bounds, {"pesq": "no compiler"})
     assert [str(miss) for miss in found] == lines
     assert [Miss(**json.loads(json.dumps(miss.entry()))) for miss in found] == found
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_never_let_pass(value):
+def test_a_value_that_is_not_finite_never_passes(value):
     for bounds in ({}, {"kl": 1}):
         with pytest.raises(GateError, match=r"talker: kl is .*not finite"):
             missed("talker", {"kl": value}, bounds)

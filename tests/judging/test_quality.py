@@ -1,4 +1,4 @@
-"""What compression costs is measured by teacher forcing on held-out texts, published, and held to bounds."""
+"""The loss of compression is measured by teacher forcing on held-out texts, reported, and checked against bounds."""
 
 import filecmp
 import json
@@ -20,7 +20,7 @@ from pipeline.stage import PipelineError, alone, configuration
 from tests.exported import constants, request
 
 VARIANT = "tiny-base"
-# What each network is judged by.
+# The measures of each network.
 MEASURES = {
     "talker": {"top1", "top5", "kl"},
     "code_predictor": {"early_groups", "late_groups"},
@@ -44,7 +44,7 @@ def report(artifact, precision: str) -> dict[str, Any]:
 # ---- the rollouts ----------------------------------------------------------------------------------------------------
 
 
-def test_the_two_sets_of_texts_share_nothing_and_are_spoken_in_every_language(artifact):
+def test_the_two_sets_of_texts_are_disjoint_and_spoken_in_every_language(artifact):
     folder = artifact("rollout", VARIANT)
     spoken = json.loads((folder / "report.json").read_text())["texts"]
     config = json.loads((artifact("download", VARIANT) / "config.json").read_text())
@@ -55,16 +55,16 @@ def test_the_two_sets_of_texts_share_nothing_and_are_spoken_in_every_language(ar
         assert len(teacher_forcing.read(folder, split)) == len(spoken[split]) == 10
 
 
-def test_a_talker_fed_the_record_answers_as_recorded(artifact):
+def test_a_talker_fed_the_recorded_inputs_gives_the_recorded_outputs(artifact):
     talker = request(artifact("export", VARIANT) / "talker.xml")
     text = teacher_forcing.read(artifact("rollout", VARIANT), "held_out")[0]
     talker.reset_state()
     answer = talker.infer(teacher_forcing.talker_call(text["inputs"]))["logits"][0, 0]
     np.testing.assert_allclose(answer, text["logits"][-1], atol=1e-3 * np.ptp(text["logits"][-1]))
-    assert len(np.unique(text["codes"])) > 16, "codes that hardly vary calibrate and judge nothing"
+    assert len(np.unique(text["codes"])) > 16, "codes that hardly vary are useless for calibration and judgement"
 
 
-def test_forced_noise_draws_the_codes_that_it_is_made_for(artifact):
+def test_forced_noise_draws_the_intended_codes(artifact):
     xml = artifact("export", VARIANT) / "code_predictor.xml"
     model, predictor, codes = ov.Core().read_model(xml), request(xml), np.random.default_rng(1).integers(0, 2048, 16)
     hidden = np.random.default_rng(2).standard_normal((1, 64), dtype=np.float32)
@@ -80,7 +80,7 @@ def test_a_greedy_frame_is_the_likeliest_at_each_of_its_own_steps(artifact):
     np.testing.assert_array_equal(teacher_forcing.likeliest(predictor, hidden[0], codes), codes[1:])
 
 
-# ---- what the precisions cost ----------------------------------------------------------------------------------------
+# ---- the loss of each precision --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
@@ -95,7 +95,7 @@ def test_every_network_is_judged_and_within_its_bounds(artifact, precision):
             assert said["quality"] == {"top1": 1, "top5": 1, "kl": 0}
 
 
-def test_the_fewer_bits_the_smaller_and_the_further_from_the_export(artifact):
+def test_fewer_bits_give_smaller_graphs_further_from_the_export(artifact):
     cells = [report(artifact, precision) for precision in ("fp16", "int8", "int4")]
     talkers = [cell["components"]["talker"] for cell in cells]
     assert sorted(talkers, key=lambda talker: -talker["bytes"]) == talkers
@@ -166,13 +166,13 @@ def test_a_policy_that_ruins_a_network_misses_its_bounds(artifact, tmp_path: Pat
         ),
     ],
 )
-def test_a_policy_that_means_nothing_is_refused(section, entry, message):
+def test_a_meaningless_policy_is_refused(section, entry, message):
     cfg = configuration(["precision=int8", f"++precision.{section}.{entry}"])
     with pytest.raises(PipelineError, match=rf"^conf/precision/int8\.yaml: {message}"):
         by_component(cfg.precision, section)
 
 
-def test_only_what_text_goes_through_can_be_calibrated(artifact, tmp_path: Path):
+def test_only_networks_that_process_text_can_be_calibrated(artifact, tmp_path: Path):
     policy = {"mode": "int4_sym", "group_size": 32, "calibrated": True}
     exported, spoken = artifact("export", VARIANT) / "speech_encoder.xml", artifact("rollout", VARIANT)
     with pytest.raises(PipelineError, match="only talker and code_predictor can be calibrated, not speech_encoder"):

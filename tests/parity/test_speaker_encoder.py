@@ -1,4 +1,4 @@
-"""The speaker encoder: the official x-vector, and the mel features under it."""
+"""The speaker encoder: the official x-vector, and the mel features behind it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The speech decoder: the official samples, in one pass, in chunks and in the official, overlapping chunks."""
+"""The speech decoder: the official samples, in one pass, in chunks, and in the official overlapping chunks."""
 
 from itertools import cycle
 
@@ -34,7 +34,7 @@ def test_a_whole_pass(official: Official, decoder: SpeechDecoder, codes: torch.T
 
 
 @torch.inference_mode()
-def test_pieces_that_follow_one_another(official: Official, decoder: SpeechDecoder, codes: torch.Tensor):
+def test_consecutive_pieces(official: Official, decoder: SpeechDecoder, codes: torch.Tensor):
     pieces, past, start = [], None, 0
     for length in cycle((1, 3, 25)):
         samples, past = decoder(codes[..., start : start + length], past)
@@ -47,9 +47,9 @@ def test_pieces_that_follow_one_another(official: Official, decoder: SpeechDecod
 
 @torch.inference_mode()
 def test_the_official_chunks(official: Official, decoder: SpeechDecoder, codes: torch.Tensor):
-    """Officially, frames from the 300th on are decoded anew with 25 frames of context: fewer than the lookback."""
+    """The official package decodes frames from the 300th on with 25 frames of context: fewer than the lookback."""
     start = 300 * FRAME
     whole, chunk = decoder(codes)[0][0, 0], decoder(codes[..., 275:])[0][0, 0, 25 * FRAME :]
     found = torch.cat((whole[:start], chunk))[::STEP][start // STEP :].numpy()
     assert snr(official.golden["decoder_chunked"], found) >= 100
-    assert snr(whole[start:].numpy(), chunk.numpy()) < 80  # or the two ways were the same
+    assert snr(whole[start:].numpy(), chunk.numpy()) < 80  # otherwise the two methods would not differ

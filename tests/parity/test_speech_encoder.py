@@ -1,4 +1,4 @@
-"""The speech encoder: all codes of real speech are the official ones, at any rate, length and number of channels."""
+"""The speech encoder: all codes of real speech equal the official ones, at any rate, length and channel count."""
 
 import numpy as np
 import pytest

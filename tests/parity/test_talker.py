@@ -1,4 +1,4 @@
-"""Talker and code predictor: the same logits as officially over a prefill and the steps after it."""
+"""Talker and code predictor: the official logits over a prefill and the steps after it."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ LOGIT_STEP, CODE_LOGIT_STEP = 3, 4  # of the golden logits
 
 
 def assert_close(found: torch.Tensor, expected: np.ndarray) -> None:
-    """Within a ten-thousandth of the values' range."""
+    """Asserts equality within a ten-thousandth of the values' range."""
     assert abs(found.numpy() - expected).max() <= 1e-4 * np.ptp(expected)
 
 

@@ -1,10 +1,10 @@
-"""What the official package makes of a checkpoint, as JSON on the last line of stdout.
+"""The official package's view of a checkpoint, as JSON on the last line of stdout.
 
 VENV/bin/python tests/reference/inspect_checkpoint.py shapes FOLDER
 VENV/bin/python tests/reference/inspect_checkpoint.py speak FOLDER MAX_NEW_TOKENS
 
-`shapes` builds the modules from the two config.json and lists their state; `speak` loads the checkpoint and speaks
-greedily in every way that its kind can.
+`shapes` builds the modules from the two config.json files and lists their state; `speak` loads the checkpoint and
+speaks greedily in every mode of its kind.
 """
 
 import json

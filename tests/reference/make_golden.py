@@ -1,10 +1,10 @@
-"""Golden values: what the official package computes with one checkpoint, as one npz file.
+"""Golden values: the official package's results for one checkpoint, as one npz file.
 
     VENV/bin/python tests/reference/make_golden.py CHECKPOINT GOLDEN.npz [--frames 64]
 
 It runs in the environment that install.sh makes (qwen-tts 0.1.1, transformers 4.57.3), in float32 with eager
-attention, and knows nothing of this project's code. The tests of parity read the file; `cases` in it says in JSON
-what was asked of the official code. Lists of arrays that differ in length lie end to end, `<name>_lengths` beside them.
+attention, and uses none of this project's code. The parity tests read the file; `cases` in it lists the requests to the
+official code as JSON. Lists of arrays that differ in length are stored end to end, with their `<name>_lengths`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ LONG_TEXT = (
 )
 INSTRUCT = "Speak slowly, with a low and weary voice."
 REFERENCE_TEXT = "Had he married a more amiable woman, he might have been made still more respectable than he was."
-# Every third or so of the values of wide outputs is kept, which touches all of their rows.
+# About every third value of wide outputs is kept, which covers all of their rows.
 LOGIT_STEP, CODE_LOGIT_STEP, WAVE_STEP = 3, 4, 7
 TRACED_FRAMES = 8
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("golden", type=Path)
-    parser.add_argument("--frames", type=int, default=64, help="how many frames each greedy generation has")
+    parser.add_argument("--frames", type=int, default=64, help="number of frames in each greedy generation")
     arguments = parser.parse_args()
     tts = Qwen3TTSModel.from_pretrained(
         str(arguments.checkpoint), dtype=torch.float32, attn_implementation="eager", device_map="cpu"
@@ -63,11 +63,11 @@ def main() -> None:
     np.savez_compressed(arguments.golden, checkpoint=as_json(files), **arrays)
 
 
-# ---- what is asked -------------------------------------------------------------------------------------------------
+# ---- requests ------------------------------------------------------------------------------------------------------
 
 
 def case(text: str, language: str, text_first: bool, speak: bool = False, **others: Any) -> Case:
-    """A request. `speak` has it generated, not only its prompt planned."""
+    """A request. With `speak` its speech is generated, not only its prompt."""
     return {"text": text, "language": language, "text_first": text_first, "speak": speak, **others}
 
 
@@ -76,7 +76,7 @@ def languages(tts: Qwen3TTSModel) -> list[str]:
 
 
 def custom_voice_cases(tts: Qwen3TTSModel) -> list[Case]:
-    """Every speaker in every language and both text modes; then what is spoken."""
+    """Every speaker in every language and both text modes; then the cases to be spoken."""
     speakers = tts.model.config.talker_config.spk_id
     dialects = [name for name, dialect in tts.model.config.talker_config.spk_is_dialect.items() if dialect]
     first, dialect = next(name for name in speakers if name not in dialects), dialects[0]
@@ -101,7 +101,7 @@ def voice_design_cases(tts: Qwen3TTSModel) -> list[Case]:
 
 
 def base_cases(tts: Qwen3TTSModel) -> list[Case]:
-    """By x-vector alone, and in context: text longer than the reference, shorter, and as long."""
+    """By x-vector alone, and in context: text longer than, shorter than, and as long as the reference."""
     longer: Case = {"reference_text": REFERENCE_TEXT, "reference_frames": 12}
     shorter: Case = {"reference_text": REFERENCE_TEXT, "reference_frames": 70}
     templates = ((tts._build_assistant_text(TEXT), 8), (tts._build_ref_text(REFERENCE_TEXT), 5))
@@ -122,7 +122,7 @@ def base_cases(tts: Qwen3TTSModel) -> list[Case]:
 
 
 def ask(tts: Qwen3TTSModel, case: Case, given: Arrays, **generation: Any) -> torch.Tensor:
-    """Generates the codes [frames, groups] of a case, through the model, since the wrapper drops some instructions."""
+    """Generates the codes [frames, groups] of a case with the model, since the wrapper drops some instructions."""
     more: dict[str, Any] = {}
     if "speaker" in case:
         more["speakers"] = [case["speaker"]]
@@ -156,7 +156,7 @@ def text_ids(tts: Qwen3TTSModel, text: str) -> torch.Tensor:
 
 
 def prompts(tts: Qwen3TTSModel, cases: list[Case], given: Arrays) -> Arrays:
-    """What the talker is given for each case: prefill, text beside the audio, and the padding after it."""
+    """The talker's inputs for each case: prefill, text alongside the audio, and the padding after it."""
     prefills, trailing = [], []
     for one in cases:
         with stopping_at(tts.model.talker, "generate") as calls:
@@ -168,14 +168,14 @@ def prompts(tts: Qwen3TTSModel, cases: list[Case], given: Arrays) -> Arrays:
 
 
 def greedy(tts: Qwen3TTSModel, cases: list[Case], frames: int, given: Arrays) -> Arrays:
-    """The codes of each case, up to the limit or the end token; of the first, which must reach the limit, also what
-    went into and came out of talker and code predictor."""
+    """The codes of each case, up to the limit or the end token; for the first, which must reach the limit, also
+    the inputs and outputs of talker and code predictor."""
     settings = {"do_sample": False, "subtalker_dosample": False, "max_new_tokens": frames + 1}  # the last is no frame
     with tracing(tts) as trace:
         codes = [ask(tts, cases[0], given, **settings).numpy()]
     codes += [ask(tts, one, given, **settings).numpy() for one in cases[1:]]
     assert len(codes[0]) == frames, "an end token came up; choose another text"
-    # The end token, moved to a code that the first case says: it ends there, save where it must not end yet.
+    # The end token, moved to a code of the first case: speech ends there, unless it is too early to end.
     talker, end_id = tts.model.config.talker_config, tts.model.config.talker_config.codec_eos_token_id
     moved = [int(codes[0][0, 0]), int(codes[0][frames // 2, 0])]
     for talker.codec_eos_token_id in moved:
@@ -187,7 +187,7 @@ def greedy(tts: Qwen3TTSModel, cases: list[Case], frames: int, given: Arrays) ->
 
 @contextmanager
 def tracing(tts: Qwen3TTSModel) -> Iterator[Arrays]:
-    """Fills in the talker's inputs, hidden states and logits [positions, ...], and the first frames' code logits."""
+    """Records the talker's inputs, hidden states and logits [positions, ...], and the first frames' code logits."""
     talker, predictor = tts.model.talker, tts.model.talker.code_predictor
     inputs, hidden, logits, code_logits = [], [], [], []
 
@@ -218,13 +218,13 @@ def tracing(tts: Qwen3TTSModel) -> Iterator[Arrays]:
 
 
 def sampling(tts: Qwen3TTSModel) -> Arrays:
-    """Probabilities that the official processors make of the same logits, over a grid of parameters."""
+    """Probabilities from the official processors for the same logits, over a grid of parameters."""
     rng = np.random.default_rng(0)
     talker = tts.model.config.talker_config
     logits = torch.from_numpy(rng.standard_normal((1, talker.vocab_size), dtype=np.float32) * 3)
-    logits[0, talker.codec_eos_token_id] = logits.max() + 1  # the end token would win, were it allowed
+    logits[0, talker.codec_eos_token_id] = logits.max() + 1  # the end token would win if it were allowed
     history = torch.from_numpy(rng.integers(0, 2048, (1, 30)))
-    history[0, :10] = logits[0, :2048].topk(10).indices  # the penalty must bite
+    history[0, :10] = logits[0, :2048].topk(10).indices  # the penalty must take effect
     grid = [
         {"history": count, "repetition_penalty": penalty, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         for count, penalty in ((30, 1.0), (0, 1.05), (1, 1.05), (30, 1.05), (30, 1.3))
@@ -246,7 +246,7 @@ def sampling(tts: Qwen3TTSModel) -> Arrays:
 
 
 def code_sampling(tts: Qwen3TTSModel, logits: torch.Tensor) -> Arrays:
-    """The same for the code predictor, whose settings are the `subtalker_*` ones."""
+    """The same for the code predictor, with the `subtalker_*` settings."""
     predictor = tts.model.talker.code_predictor
     grid = [
         {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -266,13 +266,13 @@ def code_sampling(tts: Qwen3TTSModel, logits: torch.Tensor) -> Arrays:
 
 
 def reference_voice(tts: Qwen3TTSModel) -> Arrays:
-    """The voice that the base model's cases clone."""
+    """The voice cloned in the base model's cases."""
     item = tts.create_voice_clone_prompt(str(SPEECH / "speech-24khz.flac"), ref_text=REFERENCE_TEXT)[0]
     return {"x_vector": item.ref_spk_embedding.numpy(), "reference_codes": item.ref_code.numpy()}
 
 
 def speech_decoder(tts: Qwen3TTSModel) -> Arrays:
-    """One whole pass over 350 frames and the chunked decoding. A shorter pass is a prefix of it: checked here."""
+    """A single pass over 350 frames, and chunked decoding. Checks that a shorter pass gives a prefix."""
     decoder = tts.model.speech_tokenizer.model.decoder
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 2048, (1, 16, 350)))
     whole = decoder(codes)[0, 0]
@@ -289,7 +289,7 @@ def speech_decoder(tts: Qwen3TTSModel) -> Arrays:
 
 
 def speech_encoder(tts: Qwen3TTSModel) -> Arrays:
-    """Codes of the recordings: whole files as they come, and beginnings of the 24 kHz one."""
+    """Codes of the recordings: whole files as they are, and beginnings of the 24 kHz one."""
     tokenizer = tts.model.speech_tokenizer
     asked: list[Case] = [{"file": path.name} for path in sorted(SPEECH.glob("*.flac"))]
     asked += [
@@ -323,12 +323,12 @@ def speaker_encoder(tts: Qwen3TTSModel) -> Arrays:
 
 
 class Stop(Exception):
-    """Ends a generation once it has shown what is wanted."""
+    """Ends a generation as soon as the wanted values are recorded."""
 
 
 @contextmanager
 def stopping_at(owner: Any, name: str, run: bool = False) -> Iterator[list[Any]]:
-    """Stops the block where it calls a method; collects the call's keywords, or with `run` what the method returns."""
+    """Stops the block when it calls a method; collects the call's keywords, or with `run` its result."""
     original: Callable = getattr(owner, name)
     seen: list[Any] = []
 
@@ -342,7 +342,7 @@ def stopping_at(owner: Any, name: str, run: bool = False) -> Iterator[list[Any]]
     except Stop:
         pass
     finally:
-        delattr(owner, name)  # the class's own shows again
+        delattr(owner, name)  # restores the method of the class
 
 
 def joined(name: str, arrays: list[np.ndarray]) -> Arrays:

@@ -1,4 +1,4 @@
-"""The papers of a bundle say what it is, in the formats that others read, and the same for the same bundle."""
+"""Attestations describe a bundle in standard formats, and are the same for the same bundle."""
 
 import copy
 import hashlib
@@ -25,7 +25,7 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text())
 
 
-def test_the_manifest_says_where_everything_came_from(artifact, manifest):
+def test_the_manifest_records_the_origin_of_everything(artifact, manifest):
     checkpoint = artifact("download")
     config = read(checkpoint, "config.json")
     assert manifest["source"]["licence"] == "Apache-2.0"
@@ -73,7 +73,7 @@ def test_the_bill_of_materials_lists_every_file_and_the_library_reads_it(artifac
         lambda bom: bom["metadata"]["component"]["modelCard"].update(mood="good"),
     ],
 )
-def test_a_bill_that_cyclonedx_does_not_know_is_refused(manifest, spoil):
+def test_an_invalid_bill_of_materials_is_refused(manifest, spoil):
     bom = attestations.bill_of_materials(manifest)
     spoil(bom)
     with pytest.raises(PipelineError, match=r"bom\.cdx\.json: \$"):
@@ -92,14 +92,14 @@ def test_the_provenance_is_an_in_toto_statement_about_every_file(artifact, manif
     content = (artifact("bundle") / "manifest.json").read_bytes()
     assert subjects == expected | {"manifest.json": hashlib.sha256(content).hexdigest()}
     Statement.copy_from_pb(ParseDict(statement, statement_pb2.Statement())).validate()
-    ParseDict(statement["predicate"], Provenance())  # knows no key that SLSA does not
+    ParseDict(statement["predicate"], Provenance())  # accepts only keys of SLSA
     definition = statement["predicate"]["buildDefinition"]
     commit = {"name": "pipeline", "digest": {"gitCommit": manifest["provenance"]["git"]["commit"]}}
     assert commit in definition["resolvedDependencies"]
     assert definition["externalParameters"] == manifest["provenance"]["config"]
 
 
-def test_papers_do_not_change_when_they_are_written_again(artifact, tmp_path, manifest):
+def test_attestations_do_not_change_when_they_are_rewritten(artifact, tmp_path, manifest):
     shutil.copytree(artifact("bundle"), tmp_path / "again")
     attestations.write_papers(tmp_path / "again", copy.deepcopy(manifest))
     assert (tmp_path / "again/SHA256SUMS").read_bytes() == (artifact("bundle") / "SHA256SUMS").read_bytes()
@@ -130,11 +130,11 @@ def garble_sums(folder: Path) -> None:
         (garble_sums, "talker.bin does not match SHA256SUMS"),
     ],
 )
-def test_a_paper_that_is_not_as_it_was_written_is_named(artifact, tmp_path, harm, said):
+def test_a_changed_attestation_is_named(artifact, tmp_path, harm, said):
     folder = tmp_path / "bundle"
     shutil.copytree(artifact("bundle"), folder)
     verified(folder)
     harm(folder)
-    Bundle.load(folder)  # speaks all the same: nothing that it reads has changed
+    Bundle.load(folder)  # still speaks: nothing that it reads has changed
     with pytest.raises(BundleError, match=said):
         verified(folder)

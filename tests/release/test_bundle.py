@@ -1,4 +1,4 @@
-"""The bundle stage: the same inputs give the same bytes, and damage of any kind is named before a bundle appears."""
+"""The bundle stage: the same inputs give the same bytes, and any damage is reported before a bundle is written."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CELL = ("variant=tiny-custom-voice", "precision=int8")
 
 @pytest.fixture
 def inputs(artifact: Callable[..., Path], tmp_path: Path) -> Paths:
-    """A root of its own with everything that the bundle stage reads, free to be damaged."""
+    """A separate root with everything that the bundle stage reads, for a test to damage."""
     artifact("compress")
     for stage in ("download", "build", "export", "rollout", "compress"):
         source = artifact(stage)
@@ -41,7 +41,7 @@ def checksums(folder: Path) -> str:
     return (folder / "SHA256SUMS").read_text()
 
 
-def test_the_runtime_loads_the_bundle_and_finds_what_the_checkpoint_says(artifact):
+def test_the_runtime_loads_the_bundle_and_finds_the_checkpoints_values(artifact):
     loaded = Bundle.load(artifact("bundle"))
     config = json.loads((artifact("download") / "config.json").read_text())
     assert loaded.kind == config["tts_model_type"]
@@ -70,7 +70,7 @@ def test_the_manifest_describes_the_graphs_as_openvino_reads_them(artifact, vari
     assert manifest["components"]["talker"]["inputs"]["beam_idx"] == {"dtype": "i32", "shape": [-1]}
 
 
-def test_the_default_voice_is_the_checkpoints_first_or_the_one_that_conf_names(artifact, inputs):
+def test_the_default_voice_is_the_checkpoints_first_or_the_one_in_conf(artifact, inputs):
     plain = Bundle.load(artifact("bundle"))
     assert "default_voice" not in plain.manifest
     assert plain.default_voice == next(iter(plain.config["talker_config"]["spk_id"]))
@@ -91,15 +91,15 @@ def test_the_same_inputs_give_the_same_bytes(inputs):
 
 
 def test_activations_are_quantised_in_groups_no_larger_than_the_weights():
-    """As a bundle of int4-max recommends it, whose code predictor has groups of 32."""
+    """As recommended by a bundle of int4-max, whose code predictor has groups of 32."""
     properties = {"PERFORMANCE_HINT": "LATENCY", bundle.QUANTISED_TOGETHER: 256}
-    for weights, expected in ((32, 32), (512, 256), (-1, 256), (None, 256)):  # -1: a scale a channel
+    for weights, expected in ((32, 32), (512, 256), (-1, 256), (None, 256)):  # -1: one scale per channel
         found = bundle.within_groups(properties, weights)
         assert found == properties | {bundle.QUANTISED_TOGETHER: expected}
     assert bundle.within_groups({"PERFORMANCE_HINT": "LATENCY"}, 32) == {"PERFORMANCE_HINT": "LATENCY"}
 
 
-def test_where_it_was_made_and_what_it_measured_do_not_change_the_id(inputs):
+def test_provenance_and_measurements_do_not_change_the_id(inputs):
     run_bundle(inputs)
     manifest = json.loads((inputs.bundle / "manifest.json").read_text())
     elsewhere = manifest | {"provenance": {}, "evidence": {}, "missed": [], "smoke": {}, "precisions": {}}
@@ -108,14 +108,14 @@ def test_where_it_was_made_and_what_it_measured_do_not_change_the_id(inputs):
         assert bundle_id({**manifest, key: None}) != manifest["bundle_id"], key
 
 
-def test_what_a_machine_measured_stays_out_of_the_manifest(inputs):
+def test_measurements_of_a_machine_are_not_in_the_manifest(inputs):
     found = json.loads((inputs.ir / "report.json").read_text())
     report(inputs.ir, found | {"measured": {"seconds": 1.0}})
     run_bundle(inputs)
     assert "measured" not in (inputs.bundle / "manifest.json").read_text()
 
 
-def test_checksums_cover_every_file_and_pass_the_common_tool(artifact):
+def test_checksums_cover_every_file_and_pass_sha256sum(artifact):
     folder = artifact("bundle")
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     listed = {line.split("  ")[1] for line in checksums(folder).splitlines()}
@@ -123,7 +123,7 @@ def test_checksums_cover_every_file_and_pass_the_common_tool(artifact):
     assert present - listed == {"SHA256SUMS"}
 
 
-def test_graphs_are_linked_not_copied_where_the_file_system_can(inputs):
+def test_graphs_are_linked_where_the_file_system_supports_it(inputs):
     run_bundle(inputs)
     assert (inputs.bundle / "talker.bin").samefile(inputs.compressed / "talker.bin")
 
@@ -226,7 +226,7 @@ def renumber(path: Path) -> None:
         ("int8/ir/talker.xml", remove, "talker"),
     ],
 )
-def test_a_damaged_input_is_named_and_the_earlier_bundle_stays(inputs, file, damage, message):
+def test_a_damaged_input_is_named_and_the_earlier_bundle_is_kept(inputs, file, damage, message):
     run_bundle(inputs)
     before = checksums(inputs.bundle)
     damage(inputs.checkpoint.parent / file)
@@ -236,7 +236,7 @@ def test_a_damaged_input_is_named_and_the_earlier_bundle_stays(inputs, file, dam
     assert set(os.listdir(inputs.bundle.parent)) == {"ir", "bundle"}
 
 
-def test_the_published_schema_refuses_what_a_manifest_must_not_hold(artifact):
+def test_the_published_schema_refuses_an_invalid_manifest(artifact):
     manifest = json.loads((artifact("bundle") / "manifest.json").read_text())
     attestations.validate(manifest)
     for change in (

@@ -1,6 +1,6 @@
 """Releases over the Hub's own protocol, by LFS and by Xet, with every request broken in turn.
 
-Whatever fails, at any moment the Hub holds the old release or the whole new one, and what others put there stays.
+Whatever fails, the Hub always has the old release or the whole new one, and other people's files are kept.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ OLD, NEW = Place(REPOSITORY, True, "main", "v0.1.0"), Place(REPOSITORY, True, "m
 
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
-    """The seconds that were waited; nobody waits for them here."""
+    """The seconds that a release would have waited; the tests do not wait."""
     asked: list[float] = []
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (asked.append(seconds), sleep(0))[1])
@@ -39,14 +39,14 @@ def waits(monkeypatch) -> list[float]:
 
 @pytest.fixture(params=["lfs", "xet"])
 def hub(request, tmp_path, monkeypatch, waits) -> Iterator[Hub]:
-    """A Hub on loopback and the client's settings for it."""
+    """A Hub on loopback, and the client's settings for it."""
     with serving(Hub(cas=tmp_path / "cas" if request.param == "xet" else None)) as hub:
         use(hub, tmp_path, monkeypatch)
         yield hub
 
 
 def make_release(folder: Path, content: bytes, *extra: str) -> Bundle:
-    """A small bundle with papers; `extra` files are its own besides."""
+    """A small bundle with attestations, and `extra` files of its own."""
     make_bundle(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in ("talker.bin", *extra):
@@ -69,7 +69,7 @@ def new(tmp_path) -> Bundle:
 
 
 def held(hub: Hub, revision: str) -> str | None:
-    """The bundle id of a revision, every file of the release as its SHA256SUMS says; None where there is no release."""
+    """The bundle id at a revision, after checking every file against SHA256SUMS; None if there is no release."""
     repo = hub.repositories[REPOSITORY]
     files = repo.commits[repo.resolve(revision) or ""]
     if "manifest.json" not in files:
@@ -85,7 +85,7 @@ def held(hub: Hub, revision: str) -> str | None:
 
 
 def check_history(hub: Hub) -> None:
-    """Every commit there ever was holds no release or a whole one."""
+    """Asserts that every commit ever made has no release or a whole one."""
     for commit in hub.repositories[REPOSITORY].commits:
         held(hub, commit)
 
@@ -96,20 +96,20 @@ def id_of(release: Bundle) -> str:
 
 @pytest.fixture
 def before(hub, old):
-    """A Hub that holds the old release and someone's note."""
+    """A Hub with the old release and someone else's note."""
     target.publish(OLD, old, dry_run=False)
     hub.add(REPOSITORY, "NOTE.md", b"by hand")
     return hub.state()
 
 
 def start_over(hub: Hub, state: tuple) -> None:
-    """Puts the Hub back, and lets the client forget what it saw of it."""
+    """Restores the Hub, and clears what the client has cached of it."""
     hub.restore(state)
     shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
 
 
 def requests_of(hub: Hub, state: tuple, release: Bundle) -> int:
-    """How many requests a release takes that nothing disturbs."""
+    """The number of requests of an undisturbed release."""
     start_over(hub, state)
     target.publish(NEW, release, dry_run=False)
     return len(hub.requests)
@@ -124,7 +124,7 @@ def from_then_on(wanted: int, fault: str | int) -> Callable[[int, str], str | in
 
 
 @pytest.mark.parametrize("fault", ["drop", "lost", "cut", 429, 500])
-def test_a_failure_at_any_request_is_overcome(hub, before, old, new, fault, record_property):
+def test_a_failure_of_any_request_is_survived(hub, before, old, new, fault, record_property):
     requests = requests_of(hub, before, new)
     for number in range(1, requests + 1):
         start_over(hub, before)
@@ -139,7 +139,7 @@ def test_a_failure_at_any_request_is_overcome(hub, before, old, new, fault, reco
 
 
 @pytest.mark.parametrize("fault", ["drop", "lost", 503])
-def test_a_hub_that_fails_for_good_holds_one_whole_release_and_the_next_run_completes_it(
+def test_a_permanent_failure_leaves_one_whole_release_and_the_next_run_completes_it(
     hub, before, old, new, fault, record_property
 ):
     requests = requests_of(hub, before, new)
@@ -158,7 +158,7 @@ def test_a_hub_that_fails_for_good_holds_one_whole_release_and_the_next_run_comp
     record_property("lasting faults survived", requests)
 
 
-def test_the_first_release_overcomes_failures_as_well(hub, new, record_property):
+def test_the_first_release_survives_failures_too(hub, new, record_property):
     requests = requests_of(hub, ({}, {}), new)
     for fault in ("drop", "lost", 500):
         for number in range(1, requests + 1):
@@ -169,7 +169,7 @@ def test_the_first_release_overcomes_failures_as_well(hub, new, record_property)
     record_property("faults overcome", 3 * requests)
 
 
-def test_waits_grow_and_are_as_long_as_the_hub_asks(hub, old, waits, capsys):
+def test_waits_grow_and_respect_the_hubs_retry_after(hub, old, waits, capsys):
     hub.fault = from_then_on(1, 500)
     with pytest.raises(PipelineError, match="the Hub answers 500"):
         target.publish(OLD, old, dry_run=False)
@@ -183,7 +183,7 @@ def test_waits_grow_and_are_as_long_as_the_hub_asks(hub, old, waits, capsys):
     assert waits == [7.0]
 
 
-def test_a_release_is_one_commit_and_a_tag_and_pulls_back(hub, old, new, tmp_path):
+def test_a_release_is_one_commit_and_a_tag_and_can_be_pulled(hub, old, new, tmp_path):
     said = target.publish(OLD, old, dry_run=False)
     repo = hub.repositories[REPOSITORY]
     assert repo.private
@@ -201,7 +201,7 @@ def test_a_release_is_one_commit_and_a_tag_and_pulls_back(hub, old, new, tmp_pat
 def test_the_same_bundle_again_changes_nothing(hub, old):
     target.publish(OLD, old, dry_run=False)
     before = hub.state()
-    (old.folder / "README.md").write_text("a card with other speeds")
+    (old.folder / "README.md").write_text("a card with different speeds")
     assert "published already" in target.publish(OLD, old, dry_run=False)
     assert "published already" in target.publish(Place(REPOSITORY, True, "main", None), old, dry_run=False)
     assert hub.state() == before
@@ -214,7 +214,7 @@ def test_a_tag_never_moves(hub, old, new):
     assert held(hub, "main") == held(hub, "v0.1.0") == id_of(old)
 
 
-def test_a_branch_moves_on_and_leaves_main_alone(hub, old, new):
+def test_a_branch_moves_and_main_does_not(hub, old, new):
     target.publish(OLD, old, dry_run=False)
     nightly = Place(REPOSITORY, True, "nightly", None)
     assert "published already" not in target.publish(nightly, new, dry_run=False)
@@ -224,7 +224,7 @@ def test_a_branch_moves_on_and_leaves_main_alone(hub, old, new):
     assert Bundle.load(f"{REPOSITORY}@nightly").manifest == new.manifest
 
 
-def test_only_what_the_release_before_wrote_is_deleted(hub, before, new):
+def test_only_files_of_the_previous_release_are_deleted(hub, before, new):
     hub.add(REPOSITORY, "extra.bin.txt", b"mine")
     target.publish(NEW, new, dry_run=False)
     repo = hub.repositories[REPOSITORY]
@@ -234,14 +234,14 @@ def test_only_what_the_release_before_wrote_is_deleted(hub, before, new):
     assert "retired.bin" in repo.commits[repo.tags["v0.1.0"]]
 
 
-def test_a_file_that_somebody_deleted_or_changed_is_put_back(hub, old):
+def test_a_file_that_someone_deleted_or_changed_is_restored(hub, old):
     target.publish(OLD, old, dry_run=False)
     hub.add(REPOSITORY, "config.json", b"{ }")
     assert "published already" not in target.publish(Place(REPOSITORY, True, "main", "v0.1.1"), old, dry_run=False)
     assert held(hub, "main") == held(hub, "v0.1.1") == id_of(old)
 
 
-def test_a_dry_run_says_every_step_and_does_none(hub, old, new):
+def test_a_dry_run_lists_every_step_and_does_none(hub, old, new):
     said = target.publish(Place(REPOSITORY, False, "nightly", "v0.1.0"), old, dry_run=True)
     assert not hub.repositories
     for step in (
@@ -260,7 +260,7 @@ def test_a_dry_run_says_every_step_and_does_none(hub, old, new):
 
 
 @pytest.mark.parametrize("commits", [1, 3])
-def test_commits_that_come_in_between_are_built_upon(hub, before, new, commits):
+def test_commits_made_in_between_are_built_upon(hub, before, new, commits):
     hub.restore(before)
     hub.before_commit += [lambda n=n: hub.add(REPOSITORY, f"NOTE-{n}.md", b"mine") for n in range(commits)]
     target.publish(NEW, new, dry_run=False)
@@ -269,7 +269,7 @@ def test_commits_that_come_in_between_are_built_upon(hub, before, new, commits):
     assert {"NOTE.md", *(f"NOTE-{n}.md" for n in range(commits))} <= set(files)
 
 
-def test_a_repository_where_others_never_rest_is_left_alone(hub, before, old, new):
+def test_a_repository_with_constant_commits_is_left_alone(hub, before, old, new):
     hub.restore(before)
     hub.before_commit += [lambda n=n: hub.add(REPOSITORY, f"{n}.md", b"mine") for n in range(99)]
     with pytest.raises(PipelineError, match="someone else published there at the same time"):
@@ -278,7 +278,7 @@ def test_a_repository_where_others_never_rest_is_left_alone(hub, before, old, ne
     assert "v0.2.0" not in hub.repositories[REPOSITORY].tags
 
 
-def test_two_releases_at_once_leave_one_whole_one_and_one_tag(hub, before, old, new, tmp_path):
+def test_two_concurrent_releases_leave_one_whole_release_and_one_tag(hub, before, old, new, tmp_path):
     other = make_release(tmp_path / "other", b"other weights")
     hub.restore(before)
     errors: list[PipelineError] = []
@@ -318,7 +318,7 @@ def test_a_download_cut_short_anywhere_is_completed_or_named(hub, old, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["talker.bin", "talker.xml", "config.json"])
-def test_a_byte_changed_on_the_hub_is_named_by_pull(hub, old, name):
+def test_pull_names_a_file_that_changed_on_the_hub(hub, old, name):
     target.publish(OLD, old, dry_run=False)
     repo = hub.repositories[REPOSITORY]
     files = repo.commits[repo.branches["main"]]
@@ -328,7 +328,7 @@ def test_a_byte_changed_on_the_hub_is_named_by_pull(hub, old, name):
         Bundle.load(REPOSITORY)
 
 
-def test_a_wrong_token_and_a_bad_name_are_one_line_without_the_token(hub, old, monkeypatch):
+def test_a_wrong_token_and_an_invalid_name_give_one_line_without_the_token(hub, old, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_somebody_elses")
     with pytest.raises(PipelineError, match="the Hub denies access") as denied:
         target.publish(OLD, old, dry_run=False)

@@ -1,4 +1,4 @@
-"""publish: only a verified, smoked bundle of committed code leaves, whole, once, with papers that say what it is."""
+"""publish: releases only a verified bundle of committed code that passed smoke; whole, once, with attestations."""
 
 import json
 import os
@@ -39,7 +39,7 @@ COMMITTED = {"commit": "0" * 40, "dirty": False}
 
 @pytest.fixture
 def released(artifact, tmp_path) -> Paths:
-    """A root with bundles and smoke reports of two precisions, as if made from committed code."""
+    """A root with bundles and smoke reports of two precisions, as if built from committed code."""
     for precision in ("int8", "fp16"):
         for stage in ("smoke", "bundle"):
             source = artifact(stage, precision=precision)
@@ -54,12 +54,12 @@ def released(artifact, tmp_path) -> Paths:
 
 
 def link_large(source: str, target: str) -> None:
-    """Copies a file, or links one that takes long to copy; no test writes into it."""
+    """Copies a file, or links it if it is large; no test writes to it."""
     (os.link if Path(source).suffix == ".bin" else shutil.copy2)(source, target)
 
 
 def edit_bundle(where: Paths, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest, and with it what bundle and smoke would have written of it."""
+    """Changes the manifest, and what bundle and smoke would have written about it."""
     manifest = json.loads((where.bundle / "manifest.json").read_text())
     change(manifest)
     write_papers(where.bundle, manifest | {"bundle_id": bundle_id(manifest)})
@@ -90,10 +90,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text())
 
 
-# ---- what a release holds ------------------------------------------------------------------------------------------
+# ---- contents of a release -----------------------------------------------------------------------------------------
 
 
-def test_a_release_is_the_bundle_byte_for_byte_with_its_papers(released):
+def test_a_release_is_the_bundle_byte_for_byte_with_its_attestations(released):
     run(released)
     bundle, found = Bundle.load(released.bundle), Bundle.load(target(released))
     assert found.manifest["bundle_id"] == bundle.manifest["bundle_id"]
@@ -104,7 +104,7 @@ def test_a_release_is_the_bundle_byte_for_byte_with_its_papers(released):
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=target(released), check=True)
 
 
-def test_a_release_says_what_was_heard_on_each_device_and_of_each_precision(released):
+def test_a_release_has_the_results_of_each_device_and_each_precision(released):
     run(released)
     found, smoke = manifest_of(target(released)), read_metrics(released.smoke)
     assert found["smoke"]["CPU"]["status"] == "passed"
@@ -119,7 +119,7 @@ def test_a_release_says_what_was_heard_on_each_device_and_of_each_precision(rele
     assert ours["quality"]["talker"]["snr_db"] < fp16["quality"]["talker"]["snr_db"]
 
 
-def test_a_precision_of_another_checkpoint_is_not_compared(released):
+def test_a_precision_of_a_different_checkpoint_is_not_compared(released):
     other = released.bundle.parents[1] / "fp16" / "bundle" / "manifest.json"
     manifest = json.loads(other.read_text())
     manifest["source"]["revision"] = "f" * 40
@@ -141,7 +141,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\w)")
 
 
 def figures(data: Any) -> set[str]:
-    """Every figure of a manifest in the ways that a card may write it, and those inside its names."""
+    """Every figure of a manifest in all formats of a card, and those inside its names."""
     if isinstance(data, dict):
         return set().union(*(figures(key) | figures(value) for key, value in data.items()))
     if isinstance(data, list):
@@ -161,10 +161,10 @@ def test_every_figure_of_the_card_is_in_the_manifest(released):
     assert len(found) > 20
     assert found <= known
     snr = figure(manifest_of(target(released))["precisions"]["int8"]["quality"]["talker"]["snr_db"])
-    assert not set(NUMBER.findall(text.replace(snr, "98.76"))) <= known, "another figure would be found out"
+    assert not set(NUMBER.findall(text.replace(snr, "98.76"))) <= known, "a wrong figure would be found"
 
 
-def test_the_front_matter_passes_the_hub_s_validation(released, tmp_path, monkeypatch):
+def test_the_front_matter_passes_the_hubs_validation(released, tmp_path, monkeypatch):
     run(released)
     loaded = ModelCard.load(target(released) / "README.md")
     fields = loaded.data.to_dict()
@@ -178,7 +178,7 @@ def test_the_front_matter_passes_the_hub_s_validation(released, tmp_path, monkey
         loaded.validate()
 
 
-def test_the_card_says_for_each_measure_which_way_is_better(released):
+def test_the_card_states_which_way_each_measure_is_better(released):
     run(released)
     text = (target(released) / "README.md").read_text()
     assert re.search(r"^\| talker \| snr_db \| higher \| [\d.]+ \| [\d.]+ \|$", text, re.MULTILINE)
@@ -188,7 +188,7 @@ def test_the_card_says_for_each_measure_which_way_is_better(released):
 
 @pytest.mark.parametrize("kind", ["base", "custom_voice", "voice_design"])
 @pytest.mark.parametrize("layout", ["native", "openarc", "genai"])
-def test_the_card_says_how_to_run_it_everywhere(released, kind, layout):
+def test_the_card_explains_how_to_run_it_everywhere(released, kind, layout):
     run(released)
     manifest = manifest_of(target(released)) | {"kind": kind, "layout": layout}
     manifest["source"] |= {"repo": "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice", "revision": "8" * 40}
@@ -211,7 +211,7 @@ def test_the_card_says_how_to_run_it_everywhere(released, kind, layout):
     assert "random" not in text
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------------------------
 
 
 def flip(path: Path) -> None:
@@ -234,14 +234,14 @@ def test_a_change_to_any_file_is_named_by_verify_and_refused_by_publish(released
         assert not target(released).parent.exists()
         (released.bundle / name).write_bytes(whole)
     run(released)
-    record_property("files tampered with", len(names))
+    record_property("changed files found", len(names))
 
 
 @pytest.mark.parametrize(
     ("section", "change"),
     [("provenance", {"git": COMMITTED}), ("evidence", {}), ("speakers", ["nobody"])],
 )
-def test_an_edited_manifest_is_named_whatever_was_edited(released, section, change):
+def test_any_edit_of_the_manifest_is_named(released, section, change):
     manifest = manifest_of(released.bundle) | {section: change}
     write_json(released.bundle / "manifest.json", manifest)
     with pytest.raises(BundleError, match=r"manifest\.json|manifest was edited"):
@@ -264,13 +264,13 @@ def test_a_bundle_that_smoke_has_not_heard_is_refused(released):
         run(released)
 
 
-def test_a_bundle_that_no_device_spoke_is_refused(released):
+def test_a_bundle_that_passed_on_no_device_is_refused(released):
     edit_smoke(released, lambda report: report["devices"].update(CPU={"status": "not_run", "reason": "no CPU"}))
     with pytest.raises(PipelineError, match="on no device"):
         run(released)
 
 
-def test_a_bundle_under_no_known_licence_is_refused(released):
+def test_a_bundle_without_a_licence_is_refused(released):
     edit_bundle(released, lambda manifest: manifest["source"].update(licence=None))
     with pytest.raises(PipelineError, match="under which licence"):
         run(released)
@@ -282,7 +282,7 @@ SAID = {"subject": "speech", "measure": "pesq", "bound": 2.5, "reason": "no comp
 
 
 def miss_bounds(where: Paths) -> None:
-    """As compress, smoke and score report it when the precision misses a bound in each."""
+    """Reports of compress, smoke and score in which the precision misses one bound each."""
     edit_bundle(where, lambda manifest: manifest.update(missed=[MISSED]))
     edit_smoke(where, lambda report: report["devices"]["CPU"].update(missed=[HEARD]))
     where.score.mkdir()
@@ -290,7 +290,7 @@ def miss_bounds(where: Paths) -> None:
     write_json(where.score / "report.json", found)
 
 
-def test_a_bundle_that_misses_bounds_on_quality_is_refused_in_one_line_that_names_them(released):
+def test_a_bundle_that_misses_quality_bounds_is_refused_in_one_line_that_names_them(released):
     miss_bounds(released)
     done = run_stage("publish", *overrides(released))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -304,7 +304,7 @@ def test_a_bundle_that_misses_bounds_on_quality_is_refused_in_one_line_that_name
     assert not target(released).parent.exists()
 
 
-def test_where_conf_allows_missed_bounds_the_manifest_and_the_card_list_them(released):
+def test_allowed_missed_bounds_are_listed_in_manifest_and_card(released):
     before = manifest_of(released.bundle)["bundle_id"]
     miss_bounds(released)
     run(released, "publish.allow_missed=true")
@@ -316,7 +316,7 @@ def test_where_conf_allows_missed_bounds_the_manifest_and_the_card_list_them(rel
     assert "\n- speech: pesq is not measured (no compiler), bound: at least 2.5\n" in text
 
 
-def test_a_bound_of_score_stops_real_weights_that_were_not_scored(released):
+def test_a_bound_of_score_refuses_real_weights_that_were_not_scored(released):
     run(released, "+score.bounds.stoi=0.9", "publish.tag=synthetic")
     for precision in ("int8", "fp16"):
         where = paths(configuration(overrides(released, f"precision={precision}")))
@@ -340,7 +340,7 @@ def test_a_layout_without_a_repository_is_refused(released):
 
 @pytest.fixture
 def openarc(released) -> Paths:
-    """The bundle, posing as one of OpenArc's layout that was made beside it."""
+    """The bundle, disguised as one in OpenArc's layout that was built beside it."""
     where = paths(configuration([*CELL, f"artifacts={released.checkpoint.parents[1]}", "layout=openarc"]))
     shutil.copytree(released.bundle, where.bundle, copy_function=link_large)
     manifest = manifest_of(released.bundle)
@@ -350,7 +350,7 @@ def openarc(released) -> Paths:
     return where
 
 
-def test_another_runtime_s_layout_goes_to_its_own_repository(released, openarc):
+def test_a_different_runtimes_layout_goes_to_its_own_repository(released, openarc):
     run(released, "layout=openarc")
     folder = target(released).parents[1] / "tiny-custom-voice-int8-openarc-ov" / "v0.1.0"
     manifest = verified(folder).manifest
@@ -360,7 +360,7 @@ def test_another_runtime_s_layout_goes_to_its_own_repository(released, openarc):
         Bundle.load(folder)
 
 
-def test_a_layout_of_other_graphs_than_were_heard_is_refused(released, openarc):
+def test_a_layout_of_graphs_that_smoke_has_not_heard_is_refused(released, openarc):
     manifest = manifest_of(openarc.bundle)
     manifest["evidence"]["export"]["components"]["talker"] = {"logits": {"snr_db": 91.0}}
     write_papers(openarc.bundle, manifest)
@@ -391,7 +391,7 @@ def test_a_tag_never_moves_to_another_bundle_and_a_branch_does(released):
     assert manifest_of(target(released, "nightly"))["bundle_id"] == manifest_of(released.bundle)["bundle_id"]
 
 
-def test_a_dry_run_says_what_it_would_do_and_does_nothing(released, capsys):
+def test_a_dry_run_prints_its_plan_and_does_nothing(released, capsys):
     run(released, "publish.dry_run=true")
     assert "would copy" in capsys.readouterr().out
     assert not target(released).parent.exists()
@@ -402,7 +402,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(released, capsys):
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory) -> Path:
-    """A private key, and beside it its public one."""
+    """A private key, and its public key beside it."""
     pytest.importorskip("model_signing", reason="needs the extra `release`")
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -439,7 +439,7 @@ def test_a_signature_that_cannot_be_made_is_one_line_and_nothing_is_published(re
     assert not target(released).parent.exists()
 
 
-# ---- the Hub, by the stage as it is called -------------------------------------------------------------------------
+# ---- the Hub, through the command of the stage ---------------------------------------------------------------------
 
 REPOSITORY = "acme/tiny-custom-voice-int8-ov"
 
@@ -469,7 +469,7 @@ def test_a_real_bundle_goes_to_the_hub_and_is_pulled_back(released, hub):
 
 
 @pytest.mark.parametrize("moment", ["/lfs/", "/commit/", "/tag/"])
-def test_a_publish_that_was_killed_is_completed_by_the_next(released, tmp_path, monkeypatch, moment):
+def test_a_killed_publish_is_completed_by_the_next(released, tmp_path, monkeypatch, moment):
     with serving(Hub(fault=lambda number, path: "stall" if moment in path else None)) as hub:
         use(hub, tmp_path, monkeypatch)
         root = released.checkpoint.parents[1]
@@ -486,12 +486,12 @@ def test_a_publish_that_was_killed_is_completed_by_the_next(released, tmp_path, 
         done = to_hub(released)
         assert done.returncode == 0, done.stderr
         sent = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "PUT" and "/lfs/" in path}
-        assert not sent & uploaded, "what was uploaded is not sent again"
+        assert not sent & uploaded, "uploaded content is not sent again"
         assert repo.tags == {"v0.1.0": repo.branches["main"]}
         assert Bundle.load(REPOSITORY).manifest["bundle_id"] == manifest_of(released.bundle)["bundle_id"]
 
 
-def test_the_token_is_neither_said_nor_written(released, tmp_path, monkeypatch):
+def test_the_token_is_neither_printed_nor_written(released, tmp_path, monkeypatch):
     with serving(Hub()) as hub:
         use(hub, tmp_path, monkeypatch)
         hub.fault = lambda number, path: 403 if "/commit/" in path else None

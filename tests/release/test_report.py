@@ -1,4 +1,4 @@
-"""The report of a build, in a browser as its readers open it: sound plays, tables hold what the stages measured."""
+"""The report of a build, opened in a browser: audio plays, and tables show what the stages measured."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.conftest import run_stage, until
 
 VARIANTS, PRECISIONS = ("tiny-custom-voice", "tiny-base", "tiny-voice-design"), ("fp16", "int8")
 CELLS = [(variant, precision) for variant in VARIANTS for precision in PRECISIONS]
-# Nothing that this browser starts by itself has a place in a test.
+# Turns off everything that the browser starts by itself.
 QUIET = (
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -24,7 +24,7 @@ QUIET = (
 
 @pytest.fixture(scope="module")
 def report(artifact, tmp_path_factory) -> Path:
-    """The report, moved away from what it was made of: it must need nothing beside it."""
+    """The report, moved away from its sources: it must be self-contained."""
     folders = [artifact("smoke", *cell) for cell in CELLS]
     done = run_stage("report", f"artifacts={folders[0].parents[2]}")
     assert done.returncode == 0, done.stderr
@@ -34,7 +34,7 @@ def report(artifact, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(report) -> Iterator[tuple[Page, list[str], list[str]]]:
-    """The report in headless Chromium without a network; what the page asked for, and what the console says."""
+    """The report in headless Chromium without a network; the page's requests and console messages."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("this machine has no Chromium; apt install chromium")
@@ -60,12 +60,12 @@ def smoke_report(artifact, variant: str, precision: str) -> dict:
 
 
 def rows(page: Page, table: str) -> list[list[str]]:
-    """The cells of a table's body, as they are read."""
+    """The text of the cells in a table's body."""
     lines = page.locator(f"#{table} tbody tr")
     return [lines.nth(number).locator("td").all_inner_texts() for number in range(lines.count())]
 
 
-def test_every_cell_can_be_played_by_a_click(page, artifact):
+def test_every_cell_can_be_played_with_a_click(page, artifact):
     players = page.locator("audio")
     assert players.count() == len(CELLS)
     for number, cell in enumerate(CELLS):
@@ -80,7 +80,7 @@ def test_every_cell_can_be_played_by_a_click(page, artifact):
         player.evaluate("player => player.pause()")
 
 
-def test_the_page_needs_nothing_beside_it(opened, report):
+def test_the_page_is_self_contained(opened, report):
     _, asked, console = opened
     assert asked == [report.as_uri()]
     assert console == []
@@ -93,7 +93,7 @@ def test_every_cell_shows_its_spectrogram(page):
         assert pictures.nth(number).evaluate("picture => picture.complete && picture.naturalWidth") > 100
 
 
-def test_the_tables_hold_what_the_stages_measured(page, artifact):
+def test_the_tables_show_what_the_stages_measured(page, artifact):
     devices = rows(page, "devices")
     for variant, precision in CELLS:
         found = smoke_report(artifact, variant, precision)["devices"]
@@ -127,7 +127,7 @@ def test_the_tables_hold_what_the_stages_measured(page, artifact):
     assert float(timings["talker"][0]) == pytest.approx(per_frame, abs=0.01)
 
 
-def test_a_build_that_has_not_spoken_is_one_line(tmp_path):
+def test_a_build_without_speech_is_one_line(tmp_path):
     done = run_stage("report", f"artifacts={tmp_path}")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "smoke has heard no cell of params.yaml; run `dvc repro`" in done.stderr
@@ -147,7 +147,7 @@ def test_a_missed_bound_is_marked_in_its_cell_and_listed(artifact, tmp_path):
     assert page.count('class="missed"') == 2
 
 
-def test_what_a_stage_recorded_is_shown_and_never_run(artifact, tmp_path):
+def test_recorded_text_is_escaped_and_never_executed(artifact, tmp_path):
     cell = artifact("smoke").parent
     shutil.copytree(cell, tmp_path / "tiny-custom-voice/int8")
     folder = tmp_path / "tiny-custom-voice/int8/smoke"

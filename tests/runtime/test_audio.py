@@ -1,4 +1,4 @@
-"""Audio in and out: every format and rate becomes the same mono 24 kHz, and what cannot be used is refused."""
+"""Audio in and out: every format and rate becomes mono 24 kHz, and unusable audio is refused."""
 
 import io
 import os
@@ -40,7 +40,7 @@ def test_every_format_and_rate_keeps_pitch_level_and_length(tmp_path, rate, endi
 
 
 @pytest.mark.parametrize(
-    ("rate", "samples", "official"),  # lengths that librosa gives, one of them by the grace of floating point
+    ("rate", "samples", "official"),  # lengths that librosa gives, one of them owing to floating-point rounding
     [(16_000, 16_000, 24_000), (16_000, 16_007, 24_011), (44_100, 44_100, 24_001), (44_100, 44_107, 24_004)],
 )
 def test_resampling_gives_the_official_length(rate, samples, official):
@@ -68,7 +68,7 @@ def test_integer_samples_are_scaled_to_full_scale_one(kind, full_scale):
     np.testing.assert_allclose(loaded, tone(RATE), atol=1e-3)
 
 
-def test_unsigned_bytes_have_their_silence_in_the_middle():
+def test_silence_is_the_middle_value_of_unsigned_bytes():
     loaded = audio.load((np.round(tone(RATE) * 127.5 + 127.5).astype(np.uint8), RATE), RATE)
     np.testing.assert_allclose(loaded, tone(RATE), atol=0.01)
 
@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path):
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all of PATH but what a shell script needs."""
+    """A folder that replaces PATH, with only the programs that a shell script needs."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}")
@@ -132,7 +132,7 @@ def install(folder: Path, script: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_the_player_program_is_given_every_sample(programs, tmp_path):
+def test_the_player_program_receives_every_sample(programs, tmp_path):
     install(programs, f"/bin/cat > {tmp_path}/heard; echo $@ > {tmp_path}/arguments")
     with audio.Player(RATE) as player:
         player.write(tone(RATE))
@@ -141,7 +141,7 @@ def test_the_player_program_is_given_every_sample(programs, tmp_path):
     assert "24000" in (tmp_path / "arguments").read_text()
 
 
-def test_a_player_without_an_audio_device_says_why(programs):
+def test_a_player_without_an_audio_device_reports_why(programs):
     install(programs, "echo 'audio open error: No such file or directory' >&2; exit 1")
     with pytest.raises(AudioError, match="aplay cannot play: audio open error"), audio.Player(RATE) as player:
         for _ in range(100):
@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_spoken(tmp_
         audio.Writer(tmp_path / name, RATE)
 
 
-def test_missing_file_and_folder_are_told_apart(tmp_path):
+def test_a_missing_file_and_a_folder_have_different_messages(tmp_path):
     with pytest.raises(AudioError, match="there is no such file"):
         audio.load(tmp_path / "nothing.wav", RATE)
     with pytest.raises(AudioError, match="it is a folder"):

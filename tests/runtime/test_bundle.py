@@ -1,4 +1,4 @@
-"""Bundle.load: nothing in a folder or on the Hub is believed before it is checked."""
+"""Bundle.load: nothing in a folder or on the Hub is trusted before it is checked."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest and signs it anew, as whoever wants to deceive would."""
+    """Changes the manifest and recomputes its bundle id, as an attacker would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     write_manifest(folder, sign(manifest))
@@ -34,7 +34,7 @@ def test_a_good_bundle_loads_from_a_path_and_from_a_string(folder):
     assert Bundle.load(str(folder)).frames_per_second == 12.5
 
 
-def test_a_release_s_papers_and_hidden_files_may_lie_beside(folder):
+def test_attestations_of_a_release_and_hidden_files_are_allowed(folder):
     for name in (
         "README.md",
         "LICENSE",
@@ -61,7 +61,7 @@ def test_every_fault_of_the_files_is_named_at_once(folder):
         Bundle.load(folder)
 
 
-def test_a_change_that_keeps_the_size_is_seen_by_the_hash_alone(folder):
+def test_a_change_that_keeps_the_size_is_found_only_by_the_hash(folder):
     (folder / "talker.bin").write_bytes(LARGE[::-1])
     with pytest.raises(BundleError, match=r"talker.bin has changed \(its sha256 differs\)"):
         Bundle.load(folder)
@@ -135,7 +135,7 @@ def test_a_linked_folder_inside_the_bundle_is_refused(folder):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "\x00"])
-def test_a_manifest_that_is_none_is_refused(folder, content):
+def test_a_file_that_is_not_a_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"manifest.json"):
         Bundle.load(folder)
@@ -164,13 +164,13 @@ def test_a_folder_without_manifest_and_a_folder_with_revision_are_refused(folder
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub as a download needs: one public repository, ranges included."""
+    """The part of the Hub that a download needs: one public repository, with range requests."""
 
     protocol_version = "HTTP/1.1"
     root: Path
     commit = "a" * 40
     asked: list[tuple[str, str | None]]  # path and Range of every GET
-    stall_at: int | None = None  # bytes of a large file after which this server falls silent
+    stall_at: int | None = None  # bytes of a large file after which this server stops responding
     stalled: threading.Event
 
     def do_HEAD(self) -> None:
@@ -246,7 +246,7 @@ def hub(folder: Path) -> Iterator[type[Hub]]:
 
 
 def pull(hub: type[Hub], home: Path, *arguments: str, offline: bool = False) -> subprocess.Popen[str]:
-    """`qwen3-tts-ov pull` in a process of its own; the client reads where its Hub is when it is imported."""
+    """`qwen3-tts-ov pull` in a process of its own, because the client reads the Hub's address when it is imported."""
     environment = os.environ | {
         "HF_ENDPOINT": hub.address,
         "HF_HOME": str(home),
@@ -309,12 +309,12 @@ def test_what_the_hub_does_not_have_is_one_line(hub, tmp_path, arguments, messag
     assert err.count("\n") == 1
 
 
-def test_a_repository_without_manifest_is_told_from_a_missing_one(hub, tmp_path, folder):
+def test_a_repository_without_manifest_is_distinguished_from_a_missing_one(hub, tmp_path, folder):
     (folder / "manifest.json").unlink()
     done = pull(hub, tmp_path / "home", "acme/voice")
     assert "acme/voice: the repository has no manifest.json, so it is not a bundle" in done.communicate(timeout=60)[1]
 
 
-def test_without_network_and_cache_the_line_says_so(hub, tmp_path):
+def test_without_network_and_cache_the_error_says_so(hub, tmp_path):
     done = pull(hub, tmp_path / "home", "acme/voice", offline=True)
     assert "the Hub cannot be reached and the bundle is not in the local cache" in done.communicate(timeout=60)[1]

@@ -31,7 +31,7 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the command runs in."""
+    """The working directory of the command."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(work: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
-    """`run("voices", folder)`: the program's own entry, in this process; a test that needs a real one starts it."""
+    """`run("voices", folder)`: the program's entry point, in this process; tests that need a real one start it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
     def run(*arguments: object, stdin: bytes = b"") -> Done:
@@ -81,7 +81,7 @@ def succeed(done: Done) -> str:
     return done.out.decode()
 
 
-def test_say_writes_a_file_and_tells_the_real_time_factor(run, custom_voice, voice, work):
+def test_say_writes_a_file_and_reports_the_real_time_factor(run, custom_voice, voice, work):
     done = run("say", custom_voice, "Hello.", "--voice", voice, "--max-frames", 2, "--seed", 3, "-o", "hello.wav")
     succeed(done)
     samples, rate = soundfile.read(work / "hello.wav")
@@ -92,7 +92,7 @@ def test_say_writes_a_file_and_tells_the_real_time_factor(run, custom_voice, voi
     assert "cut at the frame limit, seed 3" in told
 
 
-def test_say_takes_the_text_from_argument_file_and_stdin_alike(run, custom_voice, voice, work):
+def test_say_reads_text_from_an_argument_a_file_or_stdin(run, custom_voice, voice, work):
     text = "Grüße, 世界."
     (work / "text.txt").write_text(text, encoding="utf-8")
     options = ("--voice", voice, "--seed", 1, "--max-frames", 2, "--stream")
@@ -106,7 +106,7 @@ def test_say_takes_the_text_from_argument_file_and_stdin_alike(run, custom_voice
     assert np.frombuffer(spoken[0].out, "<i2").any()
 
 
-def test_say_with_a_text_alone_writes_speech_wav_and_json_tells_all(run, custom_voice, work):
+def test_say_with_only_a_text_writes_speech_wav_and_json_reports_all(run, custom_voice, work):
     told = json.loads(succeed(run("say", custom_voice, "Hi.", "--max-frames", 2, "--json")))
     assert (work / "speech.wav").exists()
     assert told["output"] == "speech.wav"
@@ -156,7 +156,7 @@ def test_bench_measures_every_kind_of_bundle(run, cache, artifact, variant):
         assert 0.3 * held < figures["weights_mb_a_frame"][name] < passes * held
     assert min(figures["compile_cold_seconds"], figures["compile_warm_seconds"]) > 0
     assert figures["peak_memory_mb"] > 50
-    assert not list((cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is gone"
+    assert not list((cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is removed"
     assert "real time factor" in succeed(run("bench", folder, "--rounds", 1, "--frames", 4))
 
 
@@ -172,7 +172,7 @@ def test_help_lists_every_command(run):
         assert "Usage:" in succeed(run(command, "--help"))
 
 
-# The command line after the program's name; {} stands for a good bundle, BASE and DESIGN for those of other kinds.
+# Command lines without the program's name; {} stands for a valid bundle, BASE and DESIGN for other kinds.
 BAD_LINES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["sing"], "No such command 'sing'"),
     "no bundle": (["say"], "Missing argument 'bundle'"),
@@ -222,7 +222,7 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_LINES)
-def test_a_bad_line_is_answered_in_one_line_and_leaves_no_file(run, custom_voice, base, design, voice, work, case):
+def test_an_invalid_command_gets_one_line_and_leaves_no_file(run, custom_voice, base, design, voice, work, case):
     arguments, message = BAD_LINES[case]
     (work / "latin1.txt").write_bytes(b"G\xfc\xdfe")
     (work / "bad.safetensors").write_bytes(b"{}")
@@ -238,7 +238,7 @@ def test_a_bad_line_is_answered_in_one_line_and_leaves_no_file(run, custom_voice
     assert sorted(os.listdir(work)) == before
 
 
-def test_a_listener_that_leaves_ends_the_program_quietly(custom_voice, voice, work):
+def test_a_closed_pipe_ends_the_program_quietly(custom_voice, voice, work):
     command = f"{sys.executable} -m qwen3_tts_ov say {custom_voice} 'A long story. And more.' --voice {voice} --stream"
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -c 100 | wc -c; echo ${{PIPESTATUS[0]}}"],

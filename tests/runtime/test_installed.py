@@ -1,6 +1,6 @@
-"""What a user installs: a small wheel, its dependencies from the registry, no torch; light to import, and it speaks.
+"""What a user installs: a small wheel without torch that imports quickly and speaks.
 
-Installing takes minutes and the network, so this runs only when asked for: INSTALL=1.
+Installing takes minutes and network access, so this runs only on request: INSTALL=1.
 """
 
 import os
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin/ of a fresh virtual environment with the wheel and what it asks for."""
+    """The bin/ of a new virtual environment with the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
     run(folder / "bin/python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
@@ -47,7 +47,7 @@ def test_the_wheel_is_under_200_kb(wheel):
     assert wheel.stat().st_size < 200_000
 
 
-def test_no_torch_comes_along(programs):
+def test_torch_is_not_installed(programs):
     installed = {line.partition("==")[0].lower() for line in run(programs / "pip", "freeze").splitlines()}
     assert "openvino" in installed
     assert not installed & {"torch", "transformers", "nncf", "hydra-core", "dvc"}

@@ -1,4 +1,4 @@
-"""What stays in memory and in the model cache of a loaded bundle."""
+"""What a loaded bundle keeps in memory and in the model cache."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def resident(folder: Path) -> dict[str, int]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is given back")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is released only on Linux")
 def test_weights_that_a_graph_has_copied_do_not_stay_mapped_in_memory(artifact, tmp_path):
     bundle = Bundle.load(artifact("bundle"))
 
@@ -35,13 +35,13 @@ def test_weights_that_a_graph_has_copied_do_not_stay_mapped_in_memory(artifact, 
     after = resident(bundle.folder)
     assert {Path(name).name for name in after} >= {"talker.bin", "code_predictor.bin", "text_embedding.bin"}
     assert sum(after.values()) == 0 < sum(before.values())
-    np.testing.assert_array_equal(say(loaded), first)  # what it reads again is still there
+    np.testing.assert_array_equal(say(loaded), first)  # what it reads again is still mapped
 
 
 @pytest.mark.parametrize(("precision", "cached"), [("fp16", 2), ("int8", 3)])
-def test_the_model_cache_holds_no_tables_and_a_talker_only_where_it_comes_back_as_it_was(
+def test_the_model_cache_has_no_tables_and_a_talker_only_if_it_is_restored_unchanged(
     artifact, tmp_path, precision, cached
 ):
-    """In 16 bits the talker would come back in 32."""
+    """A talker in 16 bits would be restored in 32."""
     Synthesizer(Bundle.load(artifact("bundle", precision=precision)), cache_dir=tmp_path)
     assert len(list(tmp_path.rglob("*.blob"))) == cached

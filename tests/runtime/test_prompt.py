@@ -1,4 +1,4 @@
-"""Prompts as data: what a request may be, and what the rows of a prompt say."""
+"""Prompts as data: valid requests, and the rows of their prompts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_text_beside_audio(tokenize):
     assert [planned.text_id_after(frame) for frame in range(len(rest) + 3)] == [*rest, EOS, PAD, PAD]
 
 
-def test_a_reference_stands_beside_its_text(tokenize):
+def test_a_reference_is_aligned_with_its_text(tokenize):
     planned = prompt.clone_icl(config("base"), tokenize, "Hi there", "So be it", 2)
     said = [*tokenize("So be it"), *tokenize("Hi there"), EOS]
     assert planned.codec_ids[-3:] == (CODEC_BOS, REFERENCE, REFERENCE)
@@ -55,12 +55,12 @@ def test_a_reference_stands_beside_its_text(tokenize):
 
 
 @pytest.mark.parametrize(("language", "spoken"), [("auto", 2062), ("Chinese", 2062), ("English", 2050)])
-def test_a_dialect_speaker_speaks_it_in_chinese_and_auto(tokenize, language: str, spoken: int):
+def test_a_dialect_speaker_uses_the_dialect_in_chinese_and_auto(tokenize, language: str, spoken: int):
     planned = prompt.custom_voice(config("custom_voice"), tokenize, "好。", "eric", language)
     assert planned.codec_ids[3:7] == (THINK, THINK_BOS, spoken, THINK_EOS)
 
 
-def test_names_are_found_in_any_case(tokenize):
+def test_names_are_case_insensitive(tokenize):
     plans = [prompt.custom_voice(config("custom_voice"), tokenize, "Hi", *names)
              for names in (("vivian", "english"), ("VIVIAN", "English"))]  # fmt: skip
     assert plans[0] == plans[1]
@@ -87,14 +87,14 @@ def test_an_instruction_comes_first(tokenize):
         (lambda t: prompt.clone_icl(config("base"), t, "Hi", "So", 0), "no frames"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused_in_one_line(tokenize, plan, message: str):
+def test_an_unspeakable_text_is_refused_in_one_line(tokenize, plan, message: str):
     with pytest.raises(RequestError, match=message) as raised:
         plan(tokenize)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("language", ["auto", "beijing_dialect"])
-def test_every_position_has_something_on_a_side(tokenize, language: str):
+def test_every_position_has_a_text_or_a_codec_id(tokenize, language: str):
     for planned in (
         prompt.custom_voice(config("custom_voice"), tokenize, "好。", "vivian", language, instruct="Calm."),
         prompt.custom_voice(config("custom_voice"), tokenize, "好。", "vivian", language, text_first=False),

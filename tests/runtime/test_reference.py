@@ -1,4 +1,4 @@
-"""The runtime and the PyTorch reference say the same: greedy codes of every kind of voice, in both text modes."""
+"""The runtime and the PyTorch reference give the same greedy codes, for every kind of voice and both text modes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def both(artifact: Callable[..., Path]) -> Callable[[str], tuple[Synthesizer, Sp
 def reference_codes(
     synthesizer: Synthesizer, model: SpeechModel, plan: prompt.Prompt, voice: VoicePrompt | None = None
 ) -> np.ndarray:
-    """What the networks say greedily, codes [frames, groups]."""
+    """The networks' greedy codes [frames, groups]."""
     generation = synthesizer.model.generation | GREEDY
     sampling = Sampling.talker(generation), Sampling.code_predictor(generation)
     speaker = None if voice is None else torch.from_numpy(voice.x_vector)

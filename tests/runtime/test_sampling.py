@@ -1,4 +1,4 @@
-"""Sampling parameters, and draws at their edges."""
+"""Sampling parameters, and draws at edge cases."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_exponential_draws_are_never_zero():
     draws = (4_000_000,)
     rng = np.random.default_rng(UNLUCKY)
     raw = [rng.standard_exponential(draws, dtype=np.float32).min() for _ in range(2)]
-    assert min(raw) == 0, "this seed shows nothing; choose another"
+    assert min(raw) == 0, "this seed never draws a zero; choose another"
     rng = np.random.default_rng(UNLUCKY)
     assert min(exponential(rng, draws).min() for _ in range(2)) > 0
 
@@ -27,7 +27,7 @@ def test_a_zero_draw_does_not_bring_back_a_dropped_code():
     one = torch.ones(1)
     assert draw(logits, noise, one, torch.tensor([4]), torch.tensor([0.5])).item() == 0
     assert draw(logits, noise, one, torch.tensor([2]), one).item() == 0
-    assert draw(logits, noise, one, torch.tensor([4]), one).item() == 2  # where it is not dropped, it wins
+    assert draw(logits, noise, one, torch.tensor([4]), one).item() == 2  # if it is not dropped, it wins
 
 
 def test_a_batch_is_drawn_row_by_row():
@@ -50,7 +50,7 @@ def test_a_seed_fixes_the_talkers_draws():
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
-def test_only_codes_and_a_timely_end_are_drawn(do_sample: bool):
+def test_only_codes_are_drawn_and_no_end_before_its_time(do_sample: bool):
     logits = np.linspace(0, 30, 3072, dtype=np.float32)  # control ids are the likeliest
     logits[2150] = 60
     sampler = TalkerSampler(CONFIG, Sampling(do_sample=do_sample), np.random.default_rng(0))
@@ -60,14 +60,14 @@ def test_only_codes_and_a_timely_end_are_drawn(do_sample: bool):
     assert suppressed(CONFIG).sum() == 1023
 
 
-def test_logits_are_left_as_they_were():
+def test_logits_are_not_modified():
     logits = np.random.default_rng(0).standard_normal(3072).astype(np.float32)
     before = logits.copy()
     TalkerSampler(CONFIG, Sampling(top_p=0.5, repetition_penalty=1.3), np.random.default_rng(0))(logits)
     assert np.array_equal(logits, before)
 
 
-def test_defaults_are_those_of_the_checkpoint_then_the_official_ones():
+def test_defaults_are_the_checkpoints_else_the_official_ones():
     assert Sampling.talker({}) == Sampling(True, 0.9, 50, 1.0, 1.05)
     assert Sampling.code_predictor({}) == Sampling(True, 0.9, 50, 1.0, 1.0)
     generation = {

@@ -1,4 +1,4 @@
-"""The HTTP server over real loopback connections: what clients of OpenAI's API send, and what they get."""
+"""The HTTP server over real loopback connections: requests of OpenAI's clients, and the responses."""
 
 import http.client
 import io
@@ -25,7 +25,7 @@ from tests.conftest import until
 
 FRAME = 1920
 SPEECH, MODEL = "/v1/audio/speech", "tiny-custom-voice-int8"
-ENDLESS = {"input": "It goes on and on.", "max_frames": 20_000, "first_chunk": 1}  # minutes, were it not cut off
+ENDLESS = {"input": "It goes on and on.", "max_frames": 20_000, "first_chunk": 1}  # minutes if it is not cut off
 Serving = Callable[..., AbstractContextManager[httpx2.Client]]
 
 
@@ -44,7 +44,7 @@ def synthesizer(artifact, tmp_path_factory) -> Callable[[str], Synthesizer]:
 
 @pytest.fixture
 def serving(synthesizer) -> Serving:
-    """`with serving(slots=2) as client`: a server on a free port, and a client of it."""
+    """`with serving(slots=2) as client`: a server on a free port, and a client for it."""
 
     @contextmanager
     def start(variant: str = "tiny-custom-voice", **how: object) -> Iterator[httpx2.Client]:
@@ -70,7 +70,7 @@ def idle(client: httpx2.Client, slots: int = 1) -> bool:
 
 
 @pytest.mark.parametrize("name", ["mp3", "opus", "flac", "wav", "pcm"])
-def test_every_format_holds_the_speech_that_the_runtime_makes(serving, synthesizer, name, tmp_path):
+def test_every_format_contains_the_speech_that_the_runtime_makes(serving, synthesizer, name, tmp_path):
     loaded = synthesizer()
     with loaded.stream("Hello.", "ryan", seed=1, max_frames=12) as stream:
         expected = np.concatenate(list(stream))
@@ -85,14 +85,14 @@ def test_every_format_holds_the_speech_that_the_runtime_makes(serving, synthesiz
         assert answer.content == pcm16(expected)
         return
     content = bytearray(answer.content)
-    if name == "flac":  # libsndfile reads none whose header leaves the number of samples open
+    if name == "flac":  # libsndfile cannot read one whose header leaves the number of samples open
         content[22:26] = len(expected).to_bytes(4)
     samples, rate = soundfile.read(io.BytesIO(content), dtype="float32")
     assert (rate, samples.ndim) == (24_000, 1)
     if name in ("wav", "flac"):
         np.testing.assert_allclose(samples, expected, atol=1e-4)
     else:
-        assert 0 <= len(samples) - len(expected) <= 4 * 576, "an MP3 is filled up to whole frames"
+        assert 0 <= len(samples) - len(expected) <= 4 * 576, "an MP3 is padded to whole frames"
         loudness = np.sqrt(np.mean(np.square(expected)))
         assert np.sqrt(np.mean(np.square(samples))) == pytest.approx(loudness, rel=0.3)
 
@@ -106,7 +106,7 @@ def test_the_default_is_mp3_in_the_default_voice_and_openais_model_names_are_und
     assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
 
 
-def test_audio_arrives_while_it_is_made_and_leaving_ends_the_making(serving, synthesizer):
+def test_audio_is_streamed_and_disconnecting_stops_its_generation(serving, synthesizer):
     engine = synthesizer().engine
     with serving() as client:
         with client.stream("POST", SPEECH, json=ENDLESS | {"voice": "ryan", "response_format": "pcm"}) as answer:
@@ -118,7 +118,7 @@ def test_audio_arrives_while_it_is_made_and_leaving_ends_the_making(serving, syn
         assert client.post(SPEECH, json={"input": "Hi.", "voice": "ryan", "max_frames": 2}).status_code == 200
 
 
-def test_a_client_that_does_not_read_holds_no_slot(serving):
+def test_a_client_that_does_not_read_occupies_no_slot(serving):
     with serving() as client:
         request = {"input": "Hello.", "voice": "ryan", "max_frames": 60, "response_format": "wav"}
         with client.stream("POST", SPEECH, json=request) as answer:
@@ -143,7 +143,7 @@ def test_requests_beyond_the_queue_are_refused_and_the_waiting_are_served(servin
     assert [len(answer.content) for answer in answers] == [2 * FRAME * 2]
 
 
-def test_a_client_that_leaves_while_waiting_frees_its_place(serving):
+def test_a_client_that_disconnects_while_waiting_frees_its_place(serving):
     with serving(slots=1, queue=1) as client:
         with client.stream("POST", SPEECH, json=ENDLESS | {"voice": "ryan"}):
             impatient = http.client.HTTPConnection(client.base_url.host, client.base_url.port)
@@ -155,7 +155,7 @@ def test_a_client_that_leaves_while_waiting_frees_its_place(serving):
         until(lambda: idle(client))
 
 
-def test_requests_side_by_side_get_what_each_asked_for(serving, synthesizer):
+def test_concurrent_requests_each_get_their_own_speech(serving, synthesizer):
     loaded = synthesizer()
     expected = {
         seed: pcm16(np.concatenate(list(loaded.stream("Hello.", "ryan", seed=seed, max_frames=8)))) for seed in range(6)
@@ -176,7 +176,7 @@ def test_requests_side_by_side_get_what_each_asked_for(serving, synthesizer):
     assert found == expected
 
 
-def test_models_voices_and_health_are_told(serving):
+def test_models_voices_and_health_are_reported(serving):
     with serving() as client:
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [MODEL]
         assert client.get(f"/v1/models/{MODEL}").json()["object"] == "model"
@@ -185,7 +185,7 @@ def test_models_voices_and_health_are_told(serving):
         assert client.get("/health").json() == {"status": "ok", "model": MODEL, "free_slots": 1, "waiting": 0}
 
 
-def test_the_key_is_asked_for_everywhere_but_for_health(serving):
+def test_the_key_is_required_everywhere_except_for_health(serving):
     with serving(api_key="a secret") as client:
         for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "a secret"}):
             for answer in (client.post(SPEECH, json={}, headers=headers), client.get("/v1/models", headers=headers)):
@@ -196,7 +196,7 @@ def test_the_key_is_asked_for_everywhere_but_for_health(serving):
         assert client.get("/v1/models", headers={"Authorization": "Bearer a secret"}).status_code == 200
 
 
-# What is sent as the body, the status, and what the answer says.
+# The body of the request, the status, and part of the answer.
 GOOD = {"input": "Hi.", "voice": "ryan", "max_frames": 2}
 BAD_BODIES: dict[str, tuple[object, int, str]] = {
     "nothing": (b"", 400, "Invalid JSON"),
@@ -263,7 +263,7 @@ def test_a_body_that_never_ends_is_cut_off(serving):
         connection.close()
 
 
-def test_a_device_that_fails_is_a_status_before_the_audio_and_a_broken_answer_amid_it(serving, monkeypatch, caplog):
+def test_a_failing_device_is_a_status_before_the_audio_and_a_broken_answer_within_it(serving, monkeypatch, caplog):
     talk, left = Session.talk, [0]
 
     def failing(session: Session, embeddings: np.ndarray) -> object:

@@ -56,7 +56,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], Synthesizer]:
-    """`synthesizer("custom_voice")`: one for each mode, compiled once; `exact` has the speech decoder in f32."""
+    """`synthesizer("custom_voice")`: one per mode, compiled once; `exact` has the speech decoder in f32."""
     made: dict[tuple[str, bool], Synthesizer] = {}
 
     def get(mode: str, exact: bool = False) -> Synthesizer:
@@ -72,7 +72,7 @@ def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], S
 
 @pytest.fixture
 def modes(synthesizer) -> Callable[[str], tuple[Callable[..., Speech], Callable[..., SpeechStream]]]:
-    """`modes("clone_icl")`: how that mode speaks whole and how it streams, with the voice already chosen."""
+    """`modes("clone_icl")`: the functions that speak and stream in that mode, with the voice already chosen."""
 
     def get(mode: str, exact: bool = False) -> tuple[Callable[..., Speech], Callable[..., SpeechStream]]:
         loaded, voice = synthesizer(mode, exact), {}
@@ -98,7 +98,7 @@ class TestEveryMode:
         assert speech.codes.shape[1] == 16
         assert 0 <= speech.codes.min() <= speech.codes.max() < 2048
 
-    def test_the_same_seed_gives_the_same_speech_and_another_seed_another(self, modes, mode):
+    def test_the_same_seed_gives_the_same_speech_and_a_different_seed_does_not(self, modes, mode):
         speak = modes(mode)[0]
         first, again, other = (speak(TEXT, seed=seed, max_frames=20) for seed in (7, 7, 8))
         np.testing.assert_array_equal(first.codes, again.codes)
@@ -127,7 +127,7 @@ class TestEveryMode:
         assert all(size <= max(first_chunk, LARGEST_CHUNK) for size in sizes)
 
     @pytest.mark.parametrize("text_first", [True, False])
-    def test_two_infer_calls_make_a_frame(self, modes, mode, text_first):
+    def test_a_frame_takes_two_infer_calls(self, modes, mode, text_first):
         speech = modes(mode)[0](TEXT, seed=3, max_frames=10, text_first=text_first)
         calls = speech.timings.calls
         frames = len(speech.codes)
@@ -136,7 +136,7 @@ class TestEveryMode:
         assert calls["talker"] == frames - 1 + (speech.stop_reason == "eos"), "one step between frames"
         assert calls["text_embedding"] == 1, "all text rows are looked up at once"
 
-    def test_the_frame_limit_stops_speech_and_says_so(self, modes, mode):
+    def test_the_frame_limit_stops_speech_and_is_reported(self, modes, mode):
         speech = modes(mode)[0](TEXT, seed=4, max_frames=3)
         assert (len(speech.codes), speech.stop_reason) in {(3, "max_frames"), (2, "eos")}
 
@@ -145,7 +145,7 @@ class TestEveryMode:
         first, second = (modes(mode)[0](TEXT, seed=seed, **greedy) for seed in (1, 2))
         np.testing.assert_array_equal(first.codes, second.codes)
 
-    def test_a_request_leaves_nothing_behind_for_the_next(self, modes, mode):
+    def test_a_request_does_not_affect_the_next(self, modes, mode):
         speak, stream = modes(mode)
         expected = speak(TEXT, seed=5, max_frames=12)
         abandoned = stream("Something else entirely, and it is longer.", seed=6, first_chunk=1)
@@ -154,7 +154,7 @@ class TestEveryMode:
         np.testing.assert_array_equal(speak(TEXT, seed=5, max_frames=12).waveform, expected.waveform)
 
 
-def test_generation_ends_by_itself_or_at_the_limit_that_its_text_sets(synthesizer):
+def test_generation_ends_by_itself_or_at_the_limit_set_by_its_text(synthesizer):
     loaded = synthesizer("custom_voice")
     short, long = (loaded.speak(text, seed=1) for text in ("Hi.", TEXT * 2))
     for speech, bound in ((short, 5 + 4), (long, 5 + 4 * 4)):
@@ -162,7 +162,7 @@ def test_generation_ends_by_itself_or_at_the_limit_that_its_text_sets(synthesize
         assert speech.duration <= bound
 
 
-def test_an_unseeded_request_tells_the_seed_that_repeats_it(synthesizer):
+def test_an_unseeded_request_reports_the_seed_that_reproduces_it(synthesizer):
     loaded = synthesizer("custom_voice")
     say = partial(loaded.speak, TEXT, max_frames=10)
     first, second = say(), say()
@@ -170,7 +170,7 @@ def test_an_unseeded_request_tells_the_seed_that_repeats_it(synthesizer):
     np.testing.assert_array_equal(say(seed=first.seed).codes, first.codes)
 
 
-def test_sampling_options_reach_talker_and_code_predictor_each(synthesizer):
+def test_sampling_options_reach_both_talker_and_code_predictor(synthesizer):
     loaded = synthesizer("custom_voice")
     say = partial(loaded.speak, TEXT, seed=1, max_frames=6)
     sampled, greedy = say(), say(do_sample=False, subtalker_dosample=False)
@@ -189,7 +189,7 @@ def test_every_speaker_and_language_of_the_bundle_is_accepted_in_any_case(synthe
         assert loaded.speak(TEXT, language=language.title(), max_frames=2).samples == 2 * FRAME
 
 
-def test_without_a_voice_the_first_of_the_checkpoint_or_the_one_that_the_manifest_names_speaks(artifact, synthesizer):
+def test_the_default_voice_is_the_first_of_the_checkpoint_or_the_one_named_in_the_manifest(artifact, synthesizer):
     loaded = synthesizer("custom_voice")
     say = partial(loaded.speak, TEXT, seed=1, max_frames=8)
     first = next(iter(loaded.model.config["talker_config"]["spk_id"]))
@@ -212,22 +212,22 @@ def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesi
     assert len(waveform) == FRAME * frames + 2 * pause
     whole = loaded.speak(text, seed=1)
     np.testing.assert_allclose(waveform, whole.waveform, atol=2e-5)
-    if frames == 15:  # then it is known where the pauses are
+    if frames == 15:  # so the positions of the pauses are known
         for start in (5 * FRAME, 10 * FRAME + pause):
             gap = waveform[start - 1 : start + pause]
             assert np.abs(np.diff(gap)).max() <= 0.05 * np.abs(gap[0]) + 1e-6, "it starts where the speech was"
             assert np.abs(gap[-pause // 2 :]).max() < 1e-6, "and is silent after that"
 
 
-def test_the_frame_limit_of_a_request_is_for_all_its_pieces(synthesizer, monkeypatch):
+def test_the_frame_limit_of_a_request_covers_all_its_pieces(synthesizer, monkeypatch):
     loaded = synthesizer("custom_voice")
     monkeypatch.setattr("qwen3_tts_ov.synthesizer.PIECE_SECONDS", 2.0)
     speech = loaded.speak("One sentence here. Another one there! And a third?", max_frames=4)
     assert (len(speech.codes), speech.stop_reason) == (4, "max_frames")
 
 
-def test_frames_of_the_reference_are_context_but_not_in_the_speech(synthesizer):
-    """The decoder must hear the reference first: the speech is what follows it in one pass over both."""
+def test_frames_of_the_reference_are_context_and_not_part_of_the_speech(synthesizer):
+    """The decoder must process the reference first: the speech is what follows it in one pass over both."""
     loaded = synthesizer("clone_icl")
     voice = loaded.voice_prompt(recording(3), "This is what the recording says.")
     speech = loaded.speak(TEXT, voice, seed=1, max_frames=20)
@@ -249,7 +249,7 @@ def test_a_voice_prompt_has_half_a_second_of_silence_in_its_codes_but_not_in_its
     assert len(voice.codes) == int(np.ceil(2.5 * 12.5))
 
 
-def test_a_voice_is_a_recording_a_saved_prompt_or_a_prompt_all_the_same(synthesizer, tmp_path):
+def test_a_recording_a_saved_prompt_and_a_prompt_give_the_same_voice(synthesizer, tmp_path):
     loaded = synthesizer("clone_icl")
     samples, rate = recording()
     soundfile.write(tmp_path / "me.wav", samples, rate, "FLOAT")
@@ -286,10 +286,10 @@ def test_eight_threads_with_twenty_requests_each_get_what_one_thread_gets(synthe
                     np.testing.assert_array_equal(waveform, expected[(first + step) % 20])
         gc.collect()
         memory.append(psutil.Process().memory_info().rss)
-        # The allocator gives new threads new arenas now and then; what leaks grows in every round.
+        # The allocator occasionally gives new threads new arenas; a leak grows in every round.
         if len(memory) > 1 and memory[-1] - memory[-2] < 16e6:
             return
-    pytest.fail(f"it grows with every round: {memory}")
+    pytest.fail(f"memory grows in every round: {memory}")
 
 
 def test_a_batch_may_run_at_once_on_a_device_compiled_for_several(synthesizer):
@@ -307,7 +307,7 @@ def test_a_batch_may_run_at_once_on_a_device_compiled_for_several(synthesizer):
             np.testing.assert_array_equal(codes, say(expected, text))
 
 
-def test_a_stream_that_is_dropped_frees_its_session(synthesizer):
+def test_a_dropped_stream_frees_its_session(synthesizer):
     loaded = synthesizer("custom_voice")
     loaded.speak(TEXT, max_frames=2)
     before = len(loaded.engine._free)
@@ -322,7 +322,7 @@ def test_a_stream_that_is_dropped_frees_its_session(synthesizer):
         _ = loaded.stream(TEXT).outcome
 
 
-def test_streams_side_by_side_do_not_mix(synthesizer):
+def test_concurrent_streams_do_not_mix(synthesizer):
     loaded = synthesizer("custom_voice")
     say = partial(loaded.stream, TEXT, max_frames=8, first_chunk=1)
     expected = [np.concatenate(list(say(seed=seed))) for seed in range(3)]
@@ -333,24 +333,24 @@ def test_streams_side_by_side_do_not_mix(synthesizer):
         np.testing.assert_array_equal(np.concatenate(mine), whole)
 
 
-def test_a_second_start_takes_the_compiled_graphs_from_the_cache(artifact, tmp_path):
+def test_a_second_start_loads_the_compiled_graphs_from_the_cache(artifact, tmp_path):
     bundle = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8"))
     say = partial(Synthesizer.speak, text=TEXT, seed=1, max_frames=5)
     first = say(Synthesizer(bundle, cache_dir=tmp_path))
     cached = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")}
-    assert len(cached) == 3, "tables have nothing to compile"
+    assert len(cached) == 3, "tables are not compiled"
     second = say(Synthesizer(bundle, cache_dir=tmp_path))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")} == cached
     np.testing.assert_array_equal(first.waveform, second.waveform)
 
 
-def test_a_cache_folder_that_cannot_be_made_costs_speed_but_is_no_error(tmp_path, caplog):
+def test_a_cache_folder_that_cannot_be_made_is_not_an_error(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert engine._cache_properties(tmp_path / "file", "a key") == {}
     assert "cannot keep a model cache there" in caplog.text
 
 
-def test_devices_and_properties_are_chosen_by_component_over_the_recommendation(synthesizer, cache):
+def test_devices_and_properties_by_component_override_the_recommendation(synthesizer, cache):
     expected = synthesizer("custom_voice")
     model = expected.model
     devices = {"talker": "AUTO", "codec_embedding": "HETERO:CPU"}
@@ -360,7 +360,7 @@ def test_devices_and_properties_are_chosen_by_component_over_the_recommendation(
     compiled = loaded.engine._compiled
     assert compiled["talker"].get_property("EXECUTION_DEVICES") in (["CPU"], ["(CPU)"])
     assert compiled["speech_decoder"].get_property("INFERENCE_NUM_THREADS") == 1
-    assert all(port.partial_shape.is_static for port in compiled["code_predictor"].inputs)  # for a batch of one
+    assert all(port.partial_shape.is_static for port in compiled["code_predictor"].inputs)  # batch of one
     for name, recommended in model.placement["CPU"].items():
         if name in ("code_predictor", "speech_decoder") and "INFERENCE_PRECISION_HINT" in recommended:
             chosen = compiled[name].get_property("INFERENCE_PRECISION_HINT")
@@ -368,7 +368,7 @@ def test_devices_and_properties_are_chosen_by_component_over_the_recommendation(
 
 
 def test_speaking_loads_neither_torch_nor_transformers_nor_the_command_line(artifact):
-    """In a process of its own: what tests import does not count. The import itself must be light."""
+    """In a separate process, free of what the tests import. The import itself must be light."""
     script = """
 import json, sys
 import qwen3_tts_ov
@@ -388,7 +388,7 @@ print(json.dumps({"light": light, "heavy": heavy, "samples": speech.samples}))
 
 OWN_VOICE = VoicePrompt(np.zeros(7, np.float32))
 
-# How the request is spoiled, and what the caller reads.
+# How the request is broken, and the message for the caller.
 BAD_REQUESTS = {
     "no text": ("custom_voice", {"text": ""}, "the text has no letter, digit or symbol"),
     "only blanks": ("custom_voice", {"text": " \n\t"}, "nothing to speak"),
@@ -447,7 +447,7 @@ def test_a_first_chunk_is_at_least_one_frame(modes, first_chunk):
         modes("custom_voice")[1](TEXT, first_chunk=first_chunk)
 
 
-def test_each_kind_of_bundle_says_what_it_is_when_asked_for_another(synthesizer):
+def test_each_kind_of_bundle_names_itself_when_used_as_another(synthesizer):
     custom, design, base = map(synthesizer, ("custom_voice", "voice_design", "clone_icl"))
     for request, message in (
         (lambda: custom.speak(TEXT, OWN_VOICE), "speaks with its own voices: aiden, .*; only a base bundle clones one"),
@@ -468,7 +468,7 @@ def test_each_kind_of_bundle_says_what_it_is_when_asked_for_another(synthesizer)
         (np.full((4, 16), -1), "codes are not this model's"),
     ],
 )
-def test_codes_of_another_model_are_refused(synthesizer, codes, message):
+def test_codes_of_a_different_model_are_refused(synthesizer, codes, message):
     loaded = synthesizer("clone_icl")
     x_vector = np.zeros(loaded.model.config["talker_config"]["hidden_size"], np.float32)
     with pytest.raises(RequestError, match=message):
@@ -489,13 +489,13 @@ def test_a_bad_reference_is_refused(synthesizer, tmp_path):
         loaded.stream(TEXT, tmp_path / "none.safetensors")
 
 
-def test_a_reference_text_too_short_for_its_recording_is_warned_of(synthesizer, caplog):
+def test_a_reference_text_too_short_for_its_recording_gives_a_warning(synthesizer, caplog):
     synthesizer("clone_icl").voice_prompt(recording(10), "Hi.")
     assert "reference text is short for its recording" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 100])
-def test_a_file_that_is_no_voice_prompt_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_voice_prompt_is_refused(tmp_path, content):
     (tmp_path / "voice.safetensors").write_bytes(content)
     with pytest.raises(AudioError, match="not a voice prompt") as error:
         VoicePrompt.load(tmp_path / "voice.safetensors")
@@ -512,7 +512,7 @@ def test_a_file_that_is_no_voice_prompt_is_refused(tmp_path, content):
         {"x_vector": np.zeros(8, np.float32), "codes": np.zeros((2, 16), np.int64)},
     ],
 )
-def test_a_voice_prompt_with_other_tensors_is_refused(tmp_path, tensors):
+def test_a_voice_prompt_with_wrong_tensors_is_refused(tmp_path, tensors):
     from safetensors.numpy import save_file
 
     save_file(tensors, tmp_path / "voice.safetensors", {"format": "qwen3-tts-voice-prompt-1"})
@@ -538,7 +538,7 @@ def test_a_device_or_property_that_openvino_lacks_is_one_line(synthesizer, devic
     assert "\n" not in str(raised.value)
 
 
-def test_one_session_per_request_at_work(synthesizer):
+def test_one_session_per_running_request(synthesizer):
     loaded = synthesizer("custom_voice")
     barrier = threading.Barrier(3)
 

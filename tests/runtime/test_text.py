@@ -27,7 +27,7 @@ def test_sentences_of_every_script_end_where_readers_pause(whole, pieces):
     assert [sentence.strip() for sentence in text.sentences(whole)] == pieces
 
 
-def test_a_short_text_stays_as_it_is():
+def test_a_short_text_is_unchanged():
     assert text.split("  Two lines.\n\nOne piece.  ", 30) == ["  Two lines.\n\nOne piece.  "]
 
 
@@ -51,12 +51,12 @@ def test_a_sentence_over_the_limit_is_cut_at_clauses_then_words_then_anywhere():
 def test_no_character_is_lost_and_every_piece_fits(whole, limit):
     pieces = text.split(whole, limit)
     assert "".join("".join(pieces).split()) == "".join(whole.split())
-    # Marks that cannot be spoken alone stay with their neighbour, whatever the limit.
+    # Punctuation that cannot be spoken alone stays with its neighbour, whatever the limit.
     assert all(text.seconds("".join(filter(str.isalnum, piece))) <= limit for piece in pieces)
 
 
 @pytest.mark.parametrize("whole", ["A full stop. " * 20_000, "a" + "." * 200_000, "a" + "! " * 100_000, "天" * 100_000])
-def test_a_huge_text_of_any_make_is_cut_without_loss(whole):
+def test_a_huge_text_of_any_form_is_cut_without_loss(whole):
     assert sum(len(piece.replace(" ", "")) for piece in text.split(whole, 30)) == len(whole.replace(" ", ""))
 
 
@@ -71,7 +71,7 @@ def test_a_huge_text_of_any_make_is_cut_without_loss(whole):
         ("안녕하세요, 만나서 반갑습니다.", 4),
     ],
 )
-def test_the_frame_budget_leaves_room_for_slow_speech_but_ends(spoken, honest):
+def test_the_frame_budget_allows_slow_speech_but_is_finite(spoken, honest):
     budget = text.frame_budget(spoken, 12.5) / 12.5
     assert honest * 2 < budget < honest * 8 + 10
 
@@ -82,6 +82,6 @@ def test_a_text_without_anything_to_speak_is_refused(nothing):
         text.check(nothing)
 
 
-def test_half_a_surrogate_pair_is_refused_before_the_tokenizer_sees_it():
+def test_half_a_surrogate_pair_is_refused_before_tokenization():
     with pytest.raises(RequestError, match="surrogate"):
         text.check("ok \ud83d")
