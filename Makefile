@@ -28,7 +28,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 prove: setup
-	$(BIN)/pytest tests/fleet/prove_fleet.py
+	$(BIN)/pytest -m prove tests tests/fleet/prove_fleet.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -101,14 +101,15 @@ def new_checkout(checkout: Path) -> Path:
     return checkout
 
 
-def copied(source: Path, target: Path) -> Path:
-    """A copy of a directory, with large files hard-linked: no program writes to those in place."""
-    shutil.copytree(source, target, symlinks=True, copy_function=link_large)
+def copied(built: Path, target: Path) -> Path:
+    """A copy of the repository `built` with its one cell, for a test that changes it."""
+    other_cells = shutil.ignore_patterns("tiny-base", "tiny-voice-design", "fp16", "int4*", ".*.new")
+    shutil.copytree(built, target, symlinks=True, ignore=other_cells, copy_function=link_large)
     return target
 
 
 def link_large(source: str, target: str) -> None:
-    """Copies a file, or links it if it is large."""
+    """Copies a file, or hard-links it if it is large: no program writes to those in place."""
     (os.link if Path(source).stat().st_size > 1_000_000 else shutil.copy2)(source, target)
 
 
@@ -128,43 +129,54 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(shared: Path) -> Path:
-    """A repository in which DVC has built one cell, tiny-custom-voice-int8, from checkpoint to smoke and score.
-
-    All tests share it; a test that changes it works on a copy (`copied`).
-    """
-    with FileLock(shared / "built.lock"):
-        if not (shared / "built").exists():
-            checkout = new_checkout(shared / "built.new")
-            dvc(checkout, "repro", "smoke@tiny-custom-voice-int8", "score@tiny-custom-voice-int8")
-            checkout.rename(shared / "built")
-    return shared / "built"
-
-
-@pytest.fixture(scope="session")
-def artifact(shared: Path) -> Callable[..., Path]:
-    """`artifact("bundle", "tiny-base", "int8")`: the output of a stage, built first if it is missing.
-
-    The directories are shared by all test processes; a test that changes one copies it. Different processes may build
-    different variants at the same time; test_pipeline.py shows that DVC builds the same.
-    """
+def checkout_of_all(shared: Path) -> Path:
+    """A copy of the repository in which all test processes build what they need."""
     checkout = shared / "checkout"
     with FileLock(shared / "checkout.lock"):
         if not checkout.exists():
             new_checkout(shared / "checkout.new").rename(checkout)
+    return checkout
+
+
+@pytest.fixture(scope="session")
+def built(checkout_of_all: Path, shared: Path) -> Path:
+    """That repository once DVC has built one cell, tiny-custom-voice-int8, from checkpoint to smoke and score."""
+    with FileLock(shared / "tiny-custom-voice.lock"):
+        if not (checkout_of_all / "dvc.lock").exists():
+            dvc(checkout_of_all, "repro", "smoke@tiny-custom-voice-int8", "score@tiny-custom-voice-int8")
+    return checkout_of_all
+
+
+@pytest.fixture(scope="session")
+def artifact(checkout_of_all: Path, shared: Path, request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """`artifact("bundle", "tiny-base", "int8")`: the output of a stage, built first if it is missing.
+
+    The directories are shared by all test processes; a test that changes one copies it. Different processes may build
+    different variants at the same time.
+    """
 
     def get(stage: str, variant: str = "tiny-custom-voice", precision: str = "int8") -> Path:
         cell = (f"variant={variant}", f"precision={precision}")
-        where = paths(configuration((*cell, f"artifacts={checkout}/artifacts")))
+        where = paths(configuration((*cell, f"artifacts={checkout_of_all}/artifacts")))
+        if variant == "tiny-custom-voice" and stage != "download":
+            request.getfixturevalue("built")
         with FileLock(shared / f"{variant}.lock"):
             for earlier in list(STAGES)[: list(STAGES).index(stage) + 1]:
                 if not getattr(where, STAGES[earlier]).exists():
-                    done = run_stage(earlier, *cell, checkout=checkout)
+                    done = run_stage(earlier, *cell, checkout=checkout_of_all)
                     assert done.returncode == 0, done.stderr
         made: Path = getattr(where, STAGES[stage])
         return made
 
     return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prebuilt(request: pytest.FixtureRequest, artifact: Callable[..., Path]) -> None:
+    """Lets the first two processes of a full run each build a variant at once, so that neither waits for the other."""
+    variant = {"gw0": "tiny-custom-voice", "gw1": "tiny-base"}.get(os.environ.get("PYTEST_XDIST_WORKER", ""))
+    if variant and request.session.testscollected > 500:
+        artifact("smoke", variant)
 
 
 @pytest.fixture(scope="session")
