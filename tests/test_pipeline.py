@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.bundle import fingerprint, list_files
 from pipeline.fleet.plan import read_lock
-from pipeline.stage import ROOT
+from pipeline.stage import ROOT, fingerprint, list_files
 from qwen3_tts_ov.bundle import Bundle, verified
 from tests.conftest import copied, dvc, make, new_checkout
 
