@@ -4,8 +4,6 @@ The record, inputs and outputs of a few calls from seeded data in float32, is wh
 so that an export process never holds PyTorch's network and OpenVINO's compiled graph at the same time.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,7 @@ def run(cfg: DictConfig) -> None:
         for name in track(graph_names(cfg.layout, kind), "build"):
             component = build_graph(name, checkpoint, cfg.layout)
             calls = component.calls(np.random.default_rng(cfg.seed))
-            write_record(model / f"{name}.safetensors", calls, component.run(calls))
+            write_record(model / f"{name}.safetensors", calls, component.run(calls)[0])
             parameters[name] = sum(parameter.numel() for parameter in component.parameters())
         report(model, {"kind": kind, "parameters": parameters, "seed": cfg.seed})
 

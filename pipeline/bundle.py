@@ -18,22 +18,27 @@ from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
-from pipeline.release.attestations import fingerprint, list_files, write_papers
+from pipeline.release.attestations import write_papers
 from pipeline.release.layout import NATIVE, Graph, graphs, place, read
-from pipeline.stage import ROOT, Paths, PipelineError, alone, main, one_line, output, paths, read_json, read_report
+from pipeline.stage import (
+    ROOT,
+    Paths,
+    PipelineError,
+    alone,
+    fingerprint,
+    list_files,
+    main,
+    one_line,
+    output,
+    paths,
+    read_json,
+    read_report,
+)
 from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id
 
 # What decides the content of a bundle; a change elsewhere, as in dvc.lock or to the list of cells in params.yaml,
 # leaves the checkout clean.
-SOURCES = (
-    "conf",
-    "model_src",
-    "pipeline",
-    "qwen3_tts_ov",
-    "constraints.txt",
-    "dvc.yaml",
-    "pyproject.toml",
-)
+SOURCES = ("conf", "model_src", "pipeline", "qwen3_tts_ov", "constraints.txt", "dvc.yaml", "pyproject.toml")
 QUANTISED_TOGETHER = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 TOKENIZER_PROBES = (
     "<|im_start|>assistant\nHello, world!<|im_end|>\n<|im_start|>assistant\n",
@@ -48,7 +53,9 @@ def run(cfg: DictConfig) -> None:
     reports = {each: evidence(each) for each in (paths(cfg, NATIVE), where)}  # one pair in the native layout
     held = graphs(cfg.layout, {each.compressed: found["compress"] for each, found in reports.items()})
     with output(where.bundle) as bundle:
-        add_configuration(cfg.layout.files, where.checkpoint, bundle)
+        for name in cfg.layout.files:  # what a runtime reads of the checkpoint
+            (bundle / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(where.checkpoint / name, bundle / name)
         write_tokenizer(where.checkpoint, bundle / "tokenizer.json")
         if cfg.layout.openvino_tokenizer:
             alone(convert_tokenizer, where.checkpoint, bundle)
@@ -59,13 +66,6 @@ def run(cfg: DictConfig) -> None:
         if cfg.layout.name == NATIVE:
             Bundle.load(bundle)  # as a user's runtime would
     print(f"{where.bundle}: {len(manifest['components'])} components, id {manifest['bundle_id'][:12]}")
-
-
-def add_configuration(files: list[str], checkpoint: Path, bundle: Path) -> None:
-    """Copies what a runtime reads of the checkpoint, byte for byte."""
-    for name in files:
-        (bundle / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(checkpoint / name, bundle / name)
 
 
 def write_tokenizer(checkpoint: Path, path: Path) -> None:
@@ -171,7 +171,7 @@ def describe(
 def component(bundle: Path, graph: Graph) -> dict[str, Any]:
     """The policy that `compress` followed, and ports, states, operation sets and weight dtypes as in the IR."""
     model = read(bundle / f"{graph.file}.xml")
-    operations = model.get_ops()
+    operations, states = model.get_ops(), [variable.info for variable in model.get_variables()]
     weights: Counter[str] = Counter()
     for operation in operations:
         if operation.get_type_name() == "Constant":
@@ -179,28 +179,19 @@ def component(bundle: Path, graph: Graph) -> dict[str, Any]:
     return {
         "xml": f"{graph.file}.xml",
         "bin": f"{graph.file}.bin",
-        "inputs": {port.any_name: describe_port(port) for port in model.inputs},
-        "outputs": {port.any_name: describe_port(port) for port in model.outputs},
-        "states": {state.info.variable_id: describe_state(state.info) for state in model.get_variables()},
+        "inputs": {port.any_name: form(port.get_partial_shape(), port.get_element_type()) for port in model.inputs},
+        "outputs": {port.any_name: form(port.get_partial_shape(), port.get_element_type()) for port in model.outputs},
+        "states": {state.variable_id: form(state.data_shape, state.data_type) for state in states},
         "opsets": sorted({operation.get_type_info().version_id for operation in operations}),
         "compression": graph.weights,
         "precision": dict(weights),
     }
 
 
-def describe_port(port: Any) -> dict[str, Any]:
-    """Shape and element type of a port; -1 stands for a dimension that the caller chooses."""
-    return {"shape": lengths(port.get_partial_shape()), "dtype": port.get_element_type().get_type_name()}
-
-
-def describe_state(info: Any) -> dict[str, Any]:
-    """Shape and element type of a state variable; -1 for what grows or follows the batch."""
-    return {"shape": lengths(info.data_shape), "dtype": info.data_type.get_type_name()}
-
-
-def lengths(shape: ov.PartialShape) -> list[int]:
-    """The length of each axis, -1 where it is not fixed."""
-    return [axis.get_length() if axis.is_static else -1 for axis in shape]
+def form(shape: ov.PartialShape, dtype: ov.Type) -> dict[str, Any]:
+    """Shape and element type of a port or state; -1 for a dimension that the caller chooses, or that grows."""
+    lengths = [axis.get_length() if axis.is_static else -1 for axis in shape]
+    return {"shape": lengths, "dtype": dtype.get_type_name()}
 
 
 def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
@@ -237,11 +228,12 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
     """Which code, configuration and tools made the bundle."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     config = {key: resolved[key] for key in ("variant", "precision", "layout", "device", "parity", "seed")}
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     packages = ("torch", "openvino", "openvino-tokenizers", "nncf", "transformers", "tokenizers", "numpy")
     return {
         "git": git_state(),
         "config": config,
-        "config_sha256": canonical_sha256(config),
+        "config_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
 
@@ -254,18 +246,9 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip()
 
     try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--", *SOURCES)),
-        }
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *SOURCES))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": True}
-
-
-def canonical_sha256(data: Any) -> str:
-    """The sha256 of JSON in a canonical form: sorted keys, no blanks, UTF-8."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ what the exported graphs spoke (judging/quality.py). Weights in 16 bits must kee
 fails. What fewer bits cost is held to the precision's bounds, and a miss is printed and reported.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,10 +32,12 @@ def run(cfg: DictConfig) -> None:
         names = graph_names(cfg.layout, read_report(where.model)["kind"])
         for name in track(names, f"compress to {cfg.precision.name}"):
             xml, policy = ir / f"{name}.xml", GRAPHS[name].adapts or name
-            stored = without_data(weights[policy]) if GRAPHS[name].adapts else weights[policy]
+            stored = weights[policy]
+            if GRAPHS[name].adapts:  # the rollouts did not go through its ports
+                stored = {key: value for key, value in stored.items() if key not in NEED_DATA}
             measured[name] = alone(compress, where.ir / xml.name, xml, stored, where.rollout)
             compared = closeness.compare(xml, where.model / f"{name}.safetensors")
-            exact = parity(policy, stored, cfg)
+            exact = dict(cfg.parity.f16.get(policy, cfg.parity.f16.default)) if stored["mode"] == "f16" else {}
             closeness.check(name, compared, exact)
             judged = alone(quality.judge, name, xml, where.ir / xml.name, where.rollout)
             figures, held = worst(compared) | judged, bounds.get(policy, {})
@@ -57,13 +57,6 @@ def run(cfg: DictConfig) -> None:
         entries = [miss.entry() for miss in misses]
         report(ir, {"components": components, "missed": entries, "costs": points, "measured": measured}, points)
     tell(misses)
-
-
-def parity(policy: str, stored: dict[str, Any], cfg: DictConfig) -> dict[str, float]:
-    """What the outputs of a component must keep of PyTorch's; nothing where it is stored in fewer than 16 bits."""
-    if stored["mode"] != "f16":
-        return {}
-    return dict(cfg.parity.f16.get(policy, cfg.parity.f16.default))
 
 
 def cost(name: str, entry: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
@@ -95,11 +88,6 @@ def by_component(precision: DictConfig, section: str) -> dict[str, dict[str, Any
         raise PipelineError(f"{where} names an unknown measure {unknown[0]!r}; known: {', '.join(OF_GRAPHS)}")
     default = dict.fromkeys(COMPONENTS, entries.pop("default")) if "default" in entries else {}
     return default | entries
-
-
-def without_data(policy: dict[str, Any]) -> dict[str, Any]:
-    """A policy without what needs calibration: the rollouts did not go through an adaptor's ports."""
-    return {key: value for key, value in policy.items() if key not in NEED_DATA}
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.checkpoints import files as checkpoint_files
 from pipeline.checkpoints import hub, synthetic
-from pipeline.checkpoints.tensors import Config
-from pipeline.stage import PipelineError, main, output, paths, report, track
+from pipeline.stage import PipelineError, fingerprint, list_files, main, output, paths, report, track
 
 
 def run(cfg: DictConfig) -> None:
@@ -31,18 +31,11 @@ def run(cfg: DictConfig) -> None:
     with output(target) as directory:
         origin = sources[variant.source](variant, directory, target)
         checkpoint_files.check_intact(directory)
-        files = {
-            path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": hub.sha256(path)}
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        }
+        files = {name: fingerprint(directory / name) for name in list_files(directory)}
         # Without a commit the content is the revision.
         revision = origin.get("revision") or f"sha256:{digest_of(files)}"
         report(directory, {**origin, "revision": revision, "files": files})
     shutil.rmtree(partial_of(target), ignore_errors=True)
-
-
-# ---- the Hub -------------------------------------------------------------------------------------------------------
 
 
 def from_hub(variant: DictConfig, directory: Path, target: Path) -> dict[str, str]:
@@ -51,7 +44,8 @@ def from_hub(variant: DictConfig, directory: Path, target: Path) -> dict[str, st
     try:
         commit, remote = hub.listing(repo, wanted)
         parts = partial_of(target) / commit
-        forget_other_commits(parts)
+        for other in set(parts.parent.glob("*")) - {parts}:
+            shutil.rmtree(other)
 
         def read(name: str) -> bytes:
             return hub.fetch(remote[name], parts / name).read_bytes()
@@ -73,16 +67,6 @@ def from_hub(variant: DictConfig, directory: Path, target: Path) -> dict[str, st
 def partial_of(target: Path) -> Path:
     """Where files lie until all of them are complete."""
     return target.with_name(f".{target.name}.partial")
-
-
-def forget_other_commits(parts: Path) -> None:
-    """Removes the partial download of any other revision."""
-    for other in parts.parent.glob("*"):
-        if other != parts:
-            shutil.rmtree(other)
-
-
-# ---- a folder, a seed ----------------------------------------------------------------------------------------------
 
 
 def from_folder(variant: DictConfig, directory: Path, target: Path) -> dict[str, str]:
@@ -108,23 +92,12 @@ def from_folder(variant: DictConfig, directory: Path, target: Path) -> dict[str,
 
 def from_seed(variant: DictConfig, directory: Path, target: Path) -> dict[str, str]:
     """Makes a checkpoint with random weights."""
-    config, speech_tokenizer = synthetic.configurations(
-        variant.size,
-        variant.kind,
-        plain(variant.get("config")),
-        plain(variant.get("speech_tokenizer")),
-    )
+    said: Any = OmegaConf.to_container(variant, resolve=True)
+    own = (said.get("config") or {}, said.get("speech_tokenizer") or {})
+    config, speech_tokenizer = synthetic.configurations(variant.size, variant.kind, *own)
     require_space(target, synthetic.size(config, speech_tokenizer))
     synthetic.write(directory, config, speech_tokenizer, variant.seed)
     return {"source": "synthetic"}
-
-
-def plain(config: DictConfig | None) -> Config:
-    """Part of the configuration as a dictionary; empty if the variant has none."""
-    return OmegaConf.to_container(config, resolve=True) if config else {}  # type: ignore[return-value]
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def require_space(target: Path, needed: int) -> None:

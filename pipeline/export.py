@@ -5,8 +5,6 @@ in one process names its nodes differently. Weights stay in the dtype that the c
 what a bundle holds.
 """
 
-from __future__ import annotations
-
 import time
 
 from omegaconf import DictConfig

@@ -103,21 +103,12 @@ def sizes(cells: list[Cell]) -> dict[str, list[float | None]]:
     return {name: [entry and entry["bytes"] / 1e6 for entry in row] for name, row in entries.items()}
 
 
-@dataclass(frozen=True)
-class Score:
-    """A measure of a graph, and its bound where there is one."""
-
-    value: float
-    bound: str | None
-    missed: bool
-
-
-def quality(cells: list[Cell]) -> dict[tuple[str, str], list[Score | None]]:
+def quality(cells: list[Cell]) -> dict[tuple[str, str], list[dict[str, Any] | None]]:
     """How close every graph comes to its source, a column for each cell; rows by output or component, and measure.
 
     Outputs are compared with PyTorch; the other measures are those of pipeline/judging/quality.py.
     """
-    table: dict[tuple[str, str], list[Score | None]] = {}
+    table: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
     for column, cell in enumerate(cells):
         for name, entry in cell.compress["components"].items():
             found = {(f"{name}.{port}", m): score for port, ms in entry["closeness"].items() for m, score in ms.items()}
@@ -127,7 +118,7 @@ def quality(cells: list[Cell]) -> dict[tuple[str, str], list[Score | None]]:
                 bound = bounds.get(row[1])
                 held = bound is None or gates.holds(row[1], value, bound)
                 text = None if bound is None else gates.described(row[1], bound)
-                table.setdefault(row, [None] * len(cells))[column] = Score(value, text, not held)
+                table.setdefault(row, [None] * len(cells))[column] = {"value": value, "bound": text, "missed": not held}
     return table
 
 

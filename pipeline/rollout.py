@@ -5,8 +5,6 @@ outputs, the codes, the code predictor's likeliest codes after those, and the wa
 the same inputs (teacher forcing): free-running speech diverges after the first code that differs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

@@ -32,6 +32,8 @@ from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report
 from qwen3_tts_ov import Bundle, Synthesizer, audio
 from qwen3_tts_ov.bundle import read_manifest
 
+Recording = tuple[str, Floats, str | None]  # its path as conf has it, the waveform [samples], and what is said in it
+
 
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/score: the report and, where the weights are real, what was heard."""
@@ -53,7 +55,8 @@ def run(cfg: DictConfig) -> None:
             result: dict[str, Any] = {"status": "not_run", "reason": reason, "figures": {}, "not_run": {}}
         else:
             result = {"status": "measured"} | judge(Bundle.load(where.bundle), chosen, lacking, cfg, folder)
-        bounds = {} if synthetic else applying(said, chosen)
+        figures = {name for scorer in chosen.values() for name in scorer.figure_names(list(said.texts))}
+        bounds = {} if synthetic else {name: bound for name, bound in said.bounds.items() if name in figures}
         misses = missed("speech", result["figures"], bounds, dict.fromkeys(bounds, reason) | result["not_run"])
         report(folder, {**about, **result, "bounds": bounds, "missed": [miss.entry() for miss in misses]})
     print(summary(result))
@@ -76,12 +79,6 @@ def check(said: DictConfig) -> None:
             raise PipelineError(f"score.bounds.{name} must be a number, not {bound!r}")
 
 
-def applying(said: DictConfig, chosen: dict[str, Scorer]) -> dict[str, float]:
-    """The bounds on figures of the chosen scorers."""
-    figures = {name for scorer in chosen.values() for name in scorer.figure_names(list(said.texts))}
-    return {name: bound for name, bound in said.bounds.items() if name in figures}
-
-
 def why_not(synthetic: bool, chosen: dict[str, Scorer], lacking: dict[str, str]) -> str:
     """Why nothing can be scored; empty where something can."""
     if synthetic:
@@ -89,9 +86,6 @@ def why_not(synthetic: bool, chosen: dict[str, Scorer], lacking: dict[str, str])
     if not chosen:
         return "no scorer of score.scorers suits this kind of bundle"
     return "; ".join(dict.fromkeys(lacking.values())) if lacking.keys() == chosen.keys() else ""
-
-
-# ---- the figures ---------------------------------------------------------------------------------------------------
 
 
 def judge(
@@ -134,9 +128,6 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-# ---- what is heard -------------------------------------------------------------------------------------------------
-
-
 def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
     """Speaks all sentences in the bundle's languages, and passes its recordings through the codec and back."""
     said = cfg.score
@@ -149,7 +140,12 @@ def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
     if not sentences:
         known = ", ".join(bundle.manifest["languages"])
         raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {known}")
-    recordings = load(said, bundle.sample_rate) if bundle.kind == "base" else []
+    recordings: list[Recording] = []
+    if bundle.kind == "base":
+        if not said.recordings:
+            raise PipelineError("score.recordings: a base bundle needs at least one recording to clone")
+        files = [(entry, ROOT / Path(entry.path).expanduser()) for entry in said.recordings]
+        recordings = [(entry.path, audio.load(file, bundle.sample_rate), entry.get("text")) for entry, file in files]
     synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
     voices = cycle(choose_voices(synthesizer, recordings, said))
     spoken = {}
@@ -165,18 +161,8 @@ def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
     return Material(spoken, trips, ROOT / Path(said.whisper).expanduser() if said.whisper else None)
 
 
-def load(said: DictConfig, rate: int) -> list[tuple[str, Floats, str | None]]:
-    """Path, waveform at `rate` and text of each recording. Raises AudioError, or PipelineError where there is none."""
-    if not said.recordings:
-        raise PipelineError("score.recordings: a base bundle needs at least one recording to clone")
-    return [
-        (entry.path, audio.load(ROOT / Path(entry.path).expanduser(), rate), entry.get("text"))
-        for entry in said.recordings
-    ]
-
-
 def choose_voices(
-    synthesizer: Synthesizer, recordings: list[tuple[str, Floats, str | None]], said: DictConfig
+    synthesizer: Synthesizer, recordings: list[Recording], said: DictConfig
 ) -> list[tuple[dict[str, Any], Floats | None]]:
     """The arguments that choose a voice, each with the recording whose voice it is, if it is a clone."""
     kind, rate = synthesizer.model.kind, synthesizer.model.sample_rate

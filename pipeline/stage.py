@@ -5,12 +5,12 @@ A stage module holds `run(cfg)` and ends with `if __name__ == "__main__": main(r
 """
 
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -30,6 +31,7 @@ from rich.progress import track as rich_track
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+KINDS = ("base", "custom_voice", "voice_design")  # of checkpoints: their tts_model_type
 METRICS, PLOTS = "metrics", "plots"  # folders beside the outputs, with one JSON file for each
 Item = TypeVar("Item")
 
@@ -132,20 +134,16 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
     An error of a package can only have been raised where that package is loaded, so none is imported for it.
     """
-    found: list[type[Exception]] = [PipelineError, OSError, OmegaConfBaseException]
-    for module, name in (
+    known = (
         ("model_src.checkpoint", "CheckpointError"),
         ("model_src.config", "ConfigError"),
         ("qwen3_tts_ov.errors", "Qwen3TTSError"),
         ("safetensors", "SafetensorError"),
-        ("huggingface_hub.errors", "HfHubHTTPError"),
         ("httpx2", "HTTPError"),
         ("dvc.exceptions", "DvcException"),
-    ):
-        error = getattr(sys.modules.get(module), name, None)
-        if error is not None:
-            found.append(error)
-    return tuple(found)
+    )
+    loaded = filter(None, (getattr(sys.modules.get(module), name, None) for module, name in known))
+    return (PipelineError, OSError, OmegaConfBaseException, *loaded)
 
 
 def one_line(error: BaseException) -> str:
@@ -167,12 +165,12 @@ def output(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
+    fresh = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    fresh.mkdir()
     lock = os.open(fresh, os.O_RDONLY)
     try:
         # Held until the process is gone, however it goes; it tells a run at work from a leftover.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        fresh.chmod(0o777 & ~current_umask())
         yield fresh
         sync(fresh)
         for kind in (METRICS, PLOTS):
@@ -237,13 +235,6 @@ def swap(fresh: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def current_umask() -> int:
-    """The umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON in a canonical form: sorted keys, indented, one newline at the end; NaN is refused."""
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
@@ -301,6 +292,17 @@ def without_measured(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: without_measured(value) for key, value in data.items() if key != "measured"}
     return [without_measured(value) for value in data] if isinstance(data, list) else data
+
+
+def list_files(directory: Path) -> list[str]:
+    """Relative paths of all files below a directory, sorted."""
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of a file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import fingerprint, list_files
-from pipeline.stage import ROOT, configuration, paths
+from pipeline.stage import ROOT, configuration, fingerprint, list_files, paths
 from qwen3_tts_ov import Bundle
 from tests.conftest import STAGES, run_stage
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError, safe_open
 
 from pipeline.checkpoints.tensors import Config
-from pipeline.stage import PipelineError
+from pipeline.stage import KINDS, PipelineError
 
 REQUIRED = (
     "config.json",
@@ -32,7 +32,6 @@ PICKLES = frozenset((".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth
 OTHER_WEIGHTS = frozenset(
     (".gguf", ".ggml", ".h5", ".msgpack", ".npy", ".npz", ".onnx", ".ot", ".pb", ".safetensors", ".tflite")
 )
-KINDS = ("base", "custom_voice", "voice_design")
 
 
 def select(names: Collection[str], read: Callable[[str], bytes], kind: str | None) -> list[str]:
@@ -48,7 +47,8 @@ def select(names: Collection[str], read: Callable[[str], bytes], kind: str | Non
         kind: the required tts_model_type; None allows any.
     """
     for name in sorted(names):
-        refuse_escape(name)
+        if "\\" in name or not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/")):
+            raise PipelineError(f"{name!r} is not a plain path inside the checkpoint; refused")
         if PurePosixPath(name).suffix.lower() in PICKLES:
             raise PipelineError(f"{name}: loading a pickle can run code; convert it to safetensors or remove it")
     missing = [name for name in REQUIRED if name not in names]
@@ -63,13 +63,6 @@ def select(names: Collection[str], read: Callable[[str], bytes], kind: str | Non
         if PurePosixPath(name).suffix.lower() in OTHER_WEIGHTS:
             raise PipelineError(f"{name}: config.json does not explain this weight file; remove it")
     return sorted(chosen)
-
-
-def refuse_escape(name: str) -> None:
-    """Raises PipelineError for a name that is not a plain relative path."""
-    parts = name.split("/")
-    if "\\" in name or not name.isprintable() or any(part in ("", ".", "..") for part in parts):
-        raise PipelineError(f"{name!r} is not a plain path inside the checkpoint; refused")
 
 
 def weight_files(weights: str, names: Collection[str], read: Callable[[str], bytes]) -> set[str]:
@@ -135,15 +128,10 @@ def check_intact(directory: Path) -> None:
         shard_of = weight_map(index, (directory / index).read_bytes()) if (directory / index).exists() else {}
         for path in (directory / weights).parent.glob("*.safetensors"):
             name = path.relative_to(directory).as_posix()
-            tensors = tensors_in(path, name)
+            try:
+                with safe_open(path, framework="numpy") as file:  # compares its length with its header
+                    tensors = set(file.keys())
+            except SafetensorError as error:
+                raise PipelineError(f"{name} is truncated or damaged ({error}); get the file again") from None
             if shard_of and tensors != {tensor for tensor, shard in shard_of.items() if shard == path.name}:
                 raise PipelineError(f"{name}: its tensors are not those that {index} lists for it; get both again")
-
-
-def tensors_in(path: Path, name: str) -> set[str]:
-    """The tensors that a safetensors file holds; opening it compares its length with its header."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return set(file.keys())
-    except SafetensorError as error:
-        raise PipelineError(f"{name} is truncated or damaged ({error}); get the file again") from None

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-from pipeline.stage import PipelineError, one_line
+from pipeline.stage import PipelineError, fingerprint, one_line
 
 CLIENT = "qwen3-tts-ov"  # the name that requests carry
 # The errors of a failed request.
@@ -81,7 +81,7 @@ def is_intact(file: RemoteFile, path: Path) -> bool:
     if path.stat().st_size != file.size:
         return False
     if file.sha256 is not None:
-        return sha256(path) == file.sha256
+        return fingerprint(path)["sha256"] == file.sha256
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == file.blob_id
 
@@ -89,12 +89,6 @@ def is_intact(file: RemoteFile, path: Path) -> bool:
 def size_of(path: Path) -> int:
     """Size in bytes; 0 for a file that does not exist."""
     return path.stat().st_size if path.exists() else 0
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's content, hexadecimal. Not the runtime's: an edit there would make every download stale."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def status_of(error: Exception) -> int | None:

@@ -10,6 +10,7 @@ own, keyed by seed and name, so neither the order nor the other tensors matter.
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from math import sqrt
@@ -33,15 +34,16 @@ def configurations(size: str, kind: str, config: Config, speech_tokenizer: Confi
 
     `size` is "0.6b" or "1.7b"; `kind` is "base", "custom_voice" or "voice_design". Raises PipelineError for any other.
     """
-    differences = read_json(DATA / "differences.json")
-    released = read_json(RELEASE / "config.json")
+    differences = json.loads((DATA / "differences.json").read_text())
+    released = json.loads((RELEASE / "config.json").read_text())
+    codec = json.loads((RELEASE / "speech_tokenizer/config.json").read_text())
     for axis, choice in ("size", size), ("kind", kind):
         if choice not in differences[axis]:
             raise PipelineError(f"variant.{axis} is {choice!r}; known: {', '.join(differences[axis])}")
         released = merge(released, differences[axis][choice])
     if kind != "base":
         del released["speaker_encoder_config"]
-    return merge(released, config), merge(read_json(RELEASE / "speech_tokenizer/config.json"), speech_tokenizer)
+    return merge(released, config), merge(codec, speech_tokenizer)
 
 
 def merge(base: Config, differences: Config) -> Config:
@@ -55,14 +57,10 @@ def merge(base: Config, differences: Config) -> Config:
 
 def write(directory: Path, config: Config, speech_tokenizer: Config, seed: int) -> None:
     """Writes a whole checkpoint: every file of a released repository that inference reads."""
-    (directory / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
-    for path in ("generation_config.json", "preprocessor_config.json"):
-        copy(path, directory)
-    for path in ("configuration.json", "preprocessor_config.json"):
-        copy(f"speech_tokenizer/{path}", directory)
+    shutil.copytree(RELEASE, directory, copy_function=shutil.copyfile, dirs_exist_ok=True)
     tokenizer.write(directory)
-    for folder, text in (directory, config), (directory / "speech_tokenizer", speech_tokenizer):
-        (folder / "config.json").write_text(json.dumps(text, indent=2))
+    for name, text in ("config.json", config), ("speech_tokenizer/config.json", speech_tokenizer):
+        (directory / name).write_text(json.dumps(text, indent=2))
     write_weights(directory / "model.safetensors", tensors.model(config), "BF16", seed)
     codec = directory / "speech_tokenizer" / "model.safetensors"
     write_weights(codec, tensors.speech_tokenizer(speech_tokenizer), "F32", seed)
@@ -119,13 +117,3 @@ def bfloat16(numbers: np.ndarray) -> np.ndarray:
     """The upper halves of finite float32 numbers, rounded to nearest, ties to even, as little-endian uint16."""
     bits = numbers.view(np.uint32)
     return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")
-
-
-def copy(path: str, directory: Path) -> None:
-    """Copies a file that is the same in every release."""
-    (directory / path).write_bytes((RELEASE / path).read_bytes())
-
-
-def read_json(path: Path) -> Config:
-    """The object in a JSON file."""
-    return json.loads(path.read_text())

@@ -67,57 +67,57 @@ def talker(c: Config) -> Tensors:
     """Text and codec embeddings, the language model, its head, and the code predictor under it."""
     width, text_width = c["hidden_size"], c["text_hidden_size"]
     yield Tensor("talker.model.text_embedding.weight", (c["text_vocab_size"], text_width), std=1.0)
-    yield from linear("talker.text_projection.linear_fc1", text_width, text_width)
-    yield from linear("talker.text_projection.linear_fc2", width, text_width)
+    yield from affine("talker.text_projection.linear_fc1", text_width, text_width)
+    yield from affine("talker.text_projection.linear_fc2", width, text_width)
     yield Tensor("talker.model.codec_embedding.weight", (c["vocab_size"], width), std=CODE_STD)
     yield from language_model("talker.model", c)
-    yield from linear("talker.codec_head", c["vocab_size"], width, bias=False, gain=3.0)
+    yield from affine("talker.codec_head", c["vocab_size"], width, bias=False, gain=3.0)
     yield from code_predictor("talker.code_predictor", c["code_predictor_config"], width)
 
 
 def code_predictor(name: str, c: Config, talker_width: int) -> Tensors:
     """A table and a head for each group after the first; tables are as wide as the talker, which adds their rows."""
-    groups = range(c["num_code_groups"] - 1)
-    for group in groups:
+    for group in range(c["num_code_groups"] - 1):
         yield Tensor(f"{name}.model.codec_embedding.{group}.weight", (c["vocab_size"], talker_width), std=CODE_STD)
+        yield from affine(f"{name}.lm_head.{group}", c["vocab_size"], c["hidden_size"], bias=False, gain=3.0)
     if talker_width != c["hidden_size"]:
-        yield from linear(f"{name}.small_to_mtp_projection", c["hidden_size"], talker_width)
+        yield from affine(f"{name}.small_to_mtp_projection", c["hidden_size"], talker_width)
     yield from language_model(f"{name}.model", c)
-    for group in groups:
-        yield from linear(f"{name}.lm_head.{group}", c["vocab_size"], c["hidden_size"], bias=False, gain=3.0)
 
 
 def language_model(name: str, c: Config) -> Tensors:
     """Qwen3 layers: grouped-query attention with normalised heads, gated feed-forward, both behind an RMSNorm."""
-    width, layers = c["hidden_size"], c["num_hidden_layers"]
+    layers = c["num_hidden_layers"]
     branch = sqrt(2 / layers)  # together the branches outweigh the input, so that attention decides
     for i in range(layers):
         layer = f"{name}.layers.{i}"
-        yield from attention(f"{layer}.self_attn", c, c["attention_bias"], gain=branch)
+        yield from attention(layer, c, scaled=False, gain=branch)
         yield from norm(f"{layer}.self_attn.q_norm", c["head_dim"], mean=1.5)  # above 1, so that attention is
         yield from norm(f"{layer}.self_attn.k_norm", c["head_dim"], mean=1.5)  # sharp and the prompt matters
         yield from gated_mlp(f"{layer}.mlp", c, gain=branch)
-        yield from norm(f"{layer}.input_layernorm", width)
-        yield from norm(f"{layer}.post_attention_layernorm", width)
-    yield from norm(f"{name}.norm", width)
+    yield from norm(f"{name}.norm", c["hidden_size"])
 
 
-def attention(name: str, c: Config, bias: bool, gain: float = 1.0) -> Tensors:
-    """Projections to queries, keys and values, and back; weights are [out, in]."""
+def attention(layer: str, c: Config, norm_bias: bool = False, scaled: bool = True, gain: float = 1.0) -> Tensors:
+    """What all transformer layers share: attention, the norms of both branches and, if `scaled`, their scales."""
     width, head = c["hidden_size"], c["head_dim"]
     heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
-    yield from linear(f"{name}.q_proj", heads * head, width, bias)
-    yield from linear(f"{name}.k_proj", kv_heads * head, width, bias)
-    yield from linear(f"{name}.v_proj", kv_heads * head, width, bias)
-    yield from linear(f"{name}.o_proj", width, heads * head, bias, gain)
+    for projection, out in ("q_proj", heads * head), ("k_proj", kv_heads * head), ("v_proj", kv_heads * head):
+        yield from affine(f"{layer}.self_attn.{projection}", out, width, bias=c["attention_bias"])
+    yield from affine(f"{layer}.self_attn.o_proj", width, heads * head, bias=c["attention_bias"], gain=gain)
+    yield from norm(f"{layer}.input_layernorm", width, norm_bias)
+    yield from norm(f"{layer}.post_attention_layernorm", width, norm_bias)
+    if scaled:
+        yield layer_scale(f"{layer}.self_attn_layer_scale.scale", width)
+        yield layer_scale(f"{layer}.mlp_layer_scale.scale", width)
 
 
 def gated_mlp(name: str, c: Config, gain: float = 1.0) -> Tensors:
     """down(silu(gate(x)) * up(x))."""
     width, inner = c["hidden_size"], c["intermediate_size"]
-    yield from linear(f"{name}.gate_proj", inner, width, bias=False)
-    yield from linear(f"{name}.up_proj", inner, width, bias=False)
-    yield from linear(f"{name}.down_proj", width, inner, bias=False, gain=gain * GATED_GAIN)
+    yield from affine(f"{name}.gate_proj", inner, width, bias=False)
+    yield from affine(f"{name}.up_proj", inner, width, bias=False)
+    yield from affine(f"{name}.down_proj", width, inner, bias=False, gain=gain * GATED_GAIN)
 
 
 # ---- speaker encoder: ECAPA-TDNN -----------------------------------------------------------------------------------
@@ -128,21 +128,21 @@ def speaker_encoder(c: Config) -> Tensors:
     channels, kernels, scale = c["enc_channels"], c["enc_kernel_sizes"], c["enc_res2net_scale"]
     name = "speaker_encoder"
     # A log-mel value is about -5, so unit weights would bury the differences between frames under their mean.
-    yield from conv(f"{name}.blocks.0.conv", channels[0], c["mel_dim"], kernels[0], gain=0.2)
+    yield from affine(f"{name}.blocks.0.conv", channels[0], c["mel_dim"], kernels[0], gain=0.2)
     for i in range(1, len(channels) - 1):
         block, inner = f"{name}.blocks.{i}", channels[i] // scale
-        yield from conv(f"{block}.tdnn1.conv", channels[i], channels[i - 1], 1, gain=RELU_GAIN)
+        yield from affine(f"{block}.tdnn1.conv", channels[i], channels[i - 1], 1, gain=RELU_GAIN)
         for part in range(scale - 1):
             part_name = f"{block}.res2net_block.blocks.{part}.conv"
-            yield from conv(part_name, inner, channels[i - 1] // scale, kernels[i], gain=RELU_GAIN / 2)
-        yield from conv(f"{block}.tdnn2.conv", channels[i], channels[i], 1, gain=RELU_GAIN)
-        yield from conv(f"{block}.se_block.conv1", c["enc_se_channels"], channels[i], 1, gain=RELU_GAIN)
-        yield from conv(f"{block}.se_block.conv2", channels[i], c["enc_se_channels"], 1)
+            yield from affine(part_name, inner, channels[i - 1] // scale, kernels[i], gain=RELU_GAIN / 2)
+        yield from affine(f"{block}.tdnn2.conv", channels[i], channels[i], 1, gain=RELU_GAIN)
+        yield from affine(f"{block}.se_block.conv1", c["enc_se_channels"], channels[i], 1, gain=RELU_GAIN)
+        yield from affine(f"{block}.se_block.conv2", channels[i], c["enc_se_channels"], 1)
     last = channels[-1]
-    yield from conv(f"{name}.mfa.conv", last, last, kernels[-1], gain=RELU_GAIN)
-    yield from conv(f"{name}.asp.tdnn.conv", c["enc_attention_channels"], 3 * last, 1, gain=RELU_GAIN)
-    yield from conv(f"{name}.asp.conv", last, c["enc_attention_channels"], 1)
-    yield from conv(f"{name}.fc", c["enc_dim"], 2 * last, 1)
+    yield from affine(f"{name}.mfa.conv", last, last, kernels[-1], gain=RELU_GAIN)
+    yield from affine(f"{name}.asp.tdnn.conv", c["enc_attention_channels"], 3 * last, 1, gain=RELU_GAIN)
+    yield from affine(f"{name}.asp.conv", last, c["enc_attention_channels"], 1)
+    yield from affine(f"{name}.fc", c["enc_dim"], 2 * last, 1)
 
 
 # ---- speech encoder: the encoder half of Mimi ----------------------------------------------------------------------
@@ -154,20 +154,16 @@ def speech_encoder(c: Config) -> Tensors:
     yield from seanet_encoder("encoder.encoder", c)
     for i in range(c["num_hidden_layers"]):
         layer = f"encoder.encoder_transformer.layers.{i}"
-        yield from attention(f"{layer}.self_attn", c, c["attention_bias"])
-        yield from linear(f"{layer}.mlp.fc1", c["intermediate_size"], width, bias=False)
-        yield from linear(f"{layer}.mlp.fc2", width, c["intermediate_size"], bias=False, gain=SILU_GAIN)
-        yield from norm(f"{layer}.input_layernorm", width, bias=True)
-        yield from norm(f"{layer}.post_attention_layernorm", width, bias=True)
-        yield layer_scale(f"{layer}.self_attn_layer_scale.scale", width)
-        yield layer_scale(f"{layer}.mlp_layer_scale.scale", width)
-    yield from conv("encoder.downsample.conv", width, width, 2 * c["compress"], bias=False)
+        yield from attention(layer, c, norm_bias=True)
+        yield from affine(f"{layer}.mlp.fc1", c["intermediate_size"], width, bias=False)
+        yield from affine(f"{layer}.mlp.fc2", width, c["intermediate_size"], bias=False, gain=SILU_GAIN)
+    yield from affine("encoder.downsample.conv", width, width, 2 * c["compress"], bias=False)
     semantic = c["num_semantic_quantizers"]
     for kind, quantizers in ("semantic", semantic), ("acoustic", c["num_quantizers"] - semantic):
         name = f"encoder.quantizer.{kind}_residual_vector_quantizer"
         inner = c["vector_quantization_hidden_dimension"]
-        yield from conv(f"{name}.input_proj", inner, width, 1, bias=False)
-        yield from conv(f"{name}.output_proj", width, inner, 1, bias=False)
+        yield from affine(f"{name}.input_proj", inner, width, 1, bias=False)
+        yield from affine(f"{name}.output_proj", width, inner, 1, bias=False)
         for i in range(quantizers):
             book = f"{name}.layers.{i}.codebook"
             yield Tensor(f"{book}.initialized", (1,), std=0.0, mean=1.0)
@@ -179,16 +175,16 @@ def seanet_encoder(name: str, c: Config) -> Tensors:
     """Convolutions that halve the rate and double the channels; the gaps in the numbering are activations."""
     channels, index = c["num_filters"], 1
     # Speech has an rms of about 0.1; what follows wants it near 1.
-    yield from conv(f"{name}.layers.0.conv", channels, c["audio_channels"], c["kernel_size"], gain=10.0)
+    yield from affine(f"{name}.layers.0.conv", channels, c["audio_channels"], c["kernel_size"], gain=10.0)
     for ratio in reversed(c["upsampling_ratios"]):
         for _ in range(c["num_residual_layers"]):
             inner = channels // c["compress"]
-            yield from conv(f"{name}.layers.{index}.block.1.conv", inner, channels, c["residual_kernel_size"])
-            yield from conv(f"{name}.layers.{index}.block.3.conv", channels, inner, 1)
+            yield from affine(f"{name}.layers.{index}.block.1.conv", inner, channels, c["residual_kernel_size"])
+            yield from affine(f"{name}.layers.{index}.block.3.conv", channels, inner, 1)
             index += 1
-        yield from conv(f"{name}.layers.{index + 1}.conv", 2 * channels, channels, 2 * ratio)
+        yield from affine(f"{name}.layers.{index + 1}.conv", 2 * channels, channels, 2 * ratio)
         channels, index = 2 * channels, index + 2
-    yield from conv(f"{name}.layers.{index + 1}.conv", c["hidden_size"], channels, c["last_kernel_size"])
+    yield from affine(f"{name}.layers.{index + 1}.conv", c["hidden_size"], channels, c["last_kernel_size"])
 
 
 # ---- speech decoder ------------------------------------------------------------------------------------------------
@@ -198,18 +194,14 @@ def speech_decoder(c: Config) -> Tensors:
     """Codes to waveform: quantizers, transformer, two upsampling blocks, four blocks of strided convolutions."""
     width, latent = c["hidden_size"], c["latent_dim"]
     yield from decoder_quantizers(c)
-    yield from conv("decoder.pre_conv.conv", latent, c["codebook_dim"], 3)
-    yield from linear("decoder.pre_transformer.input_proj", width, latent)
+    yield from affine("decoder.pre_conv.conv", latent, c["codebook_dim"], 3)
+    yield from affine("decoder.pre_transformer.input_proj", width, latent)
     for i in range(c["num_hidden_layers"]):
         layer = f"decoder.pre_transformer.layers.{i}"
-        yield from attention(f"{layer}.self_attn", c, c["attention_bias"])
+        yield from attention(layer, c)
         yield from gated_mlp(f"{layer}.mlp", c)
-        yield from norm(f"{layer}.input_layernorm", width)
-        yield from norm(f"{layer}.post_attention_layernorm", width)
-        yield layer_scale(f"{layer}.self_attn_layer_scale.scale", width)
-        yield layer_scale(f"{layer}.mlp_layer_scale.scale", width)
     yield from norm("decoder.pre_transformer.norm", width)
-    yield from linear("decoder.pre_transformer.output_proj", latent, width)
+    yield from affine("decoder.pre_transformer.output_proj", latent, width)
     for i, factor in enumerate(c["upsampling_ratios"]):
         yield from transposed_conv(f"decoder.upsample.{i}.0.conv", latent, latent, factor, stride=factor)
         yield from convnext(f"decoder.upsample.{i}.1", latent)
@@ -221,25 +213,25 @@ def decoder_quantizers(c: Config) -> Tensors:
     width, inner, semantic = c["codebook_dim"], c["codebook_dim"] // 2, c["num_semantic_quantizers"]
     for kind, quantizers in ("first", semantic), ("rest", c["num_quantizers"] - semantic):
         name = f"decoder.quantizer.rvq_{kind}"
-        yield from conv(f"{name}.input_proj", inner, width, 1, bias=False)
-        yield from conv(f"{name}.output_proj", width, inner, 1, bias=False, gain=1 / sqrt(2 * quantizers))
+        yield from affine(f"{name}.input_proj", inner, width, 1, bias=False)
+        yield from affine(f"{name}.output_proj", width, inner, 1, bias=False, gain=1 / sqrt(2 * quantizers))
         for i in range(quantizers):
             yield from codebook(f"{name}.vq.layers.{i}._codebook", "embedding_sum", c["codebook_size"], inner)
 
 
 def convnext(name: str, width: int) -> Tensors:
     """Depthwise convolution, LayerNorm, feed-forward, scaled and added to its input."""
-    yield from conv(f"{name}.dwconv.conv", width, 1, 7)
+    yield from affine(f"{name}.dwconv.conv", width, 1, 7)
     yield from norm(f"{name}.norm", width, bias=True)
-    yield from linear(f"{name}.pwconv1", 4 * width, width)
-    yield from linear(f"{name}.pwconv2", width, 4 * width, gain=SILU_GAIN)
+    yield from affine(f"{name}.pwconv1", 4 * width, width)
+    yield from affine(f"{name}.pwconv2", width, 4 * width, gain=SILU_GAIN)
     yield layer_scale(f"{name}.gamma", width)
 
 
 def waveform_decoder(name: str, c: Config) -> Tensors:
     """A convolution, an upsampling block for each rate with half the channels of the one before, and the output."""
     channels = c["decoder_dim"]
-    yield from conv(f"{name}.0.conv", channels, c["latent_dim"], 7)
+    yield from affine(f"{name}.0.conv", channels, c["latent_dim"], 7)
     for i, rate in enumerate(c["upsample_rates"]):
         block = f"{name}.{i + 1}.block"
         yield from snake(f"{block}.0", channels)
@@ -247,29 +239,22 @@ def waveform_decoder(name: str, c: Config) -> Tensors:
         channels //= 2
         for unit in (2, 3, 4):
             yield from snake(f"{block}.{unit}.act1", channels)
-            yield from conv(f"{block}.{unit}.conv1.conv", channels, channels, 7, gain=0.7)
+            yield from affine(f"{block}.{unit}.conv1.conv", channels, channels, 7, gain=0.7)
             yield from snake(f"{block}.{unit}.act2", channels)
-            yield from conv(f"{block}.{unit}.conv2.conv", channels, channels, 1, gain=0.4)
+            yield from affine(f"{block}.{unit}.conv2.conv", channels, channels, 1, gain=0.4)
     last = len(c["upsample_rates"]) + 1
     yield from snake(f"{name}.{last}", channels)
-    yield from conv(f"{name}.{last + 1}.conv", 1, channels, 7, gain=0.1)
+    yield from affine(f"{name}.{last + 1}.conv", 1, channels, 7, gain=0.1)
 
 
 # ---- layers --------------------------------------------------------------------------------------------------------
 
 
-def linear(name: str, out: int, width: int, bias: bool = True, gain: float = 1.0) -> Tensors:
-    """Weight [out, in] that turns unit inputs into outputs of size `gain`."""
-    yield Tensor(f"{name}.weight", (out, width), std=gain / sqrt(width))
+def affine(name: str, *shape: int, bias: bool = True, gain: float = 1.0) -> Tensors:
+    """Weight [out, in] or, of a convolution, [out, in / groups, kernel]: unit inputs give outputs of size `gain`."""
+    yield Tensor(f"{name}.weight", shape, std=gain / sqrt(prod(shape[1:])))
     if bias:
-        yield Tensor(f"{name}.bias", (out,), std=0.02)
-
-
-def conv(name: str, out: int, channels: int, kernel: int, bias: bool = True, gain: float = 1.0) -> Tensors:
-    """Weight [out, in / groups, kernel]."""
-    yield Tensor(f"{name}.weight", (out, channels, kernel), std=gain / sqrt(channels * kernel))
-    if bias:
-        yield Tensor(f"{name}.bias", (out,), std=0.02)
+        yield Tensor(f"{name}.bias", shape[:1], std=0.02)
 
 
 def transposed_conv(name: str, channels: int, out: int, kernel: int, stride: int, gain: float = 1.0) -> Tensors:

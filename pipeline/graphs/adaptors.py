@@ -5,9 +5,7 @@ does outside the graph, or step by step, what a native graph does inside. Ports 
 has them; conf/layout renames them for the others. The precision policy is that of the component that it `adapts`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,47 +13,97 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from model_src.checkpoint import Checkpoint
-from model_src.config import TransformerConfig
 from model_src.layers import Embedding, KeyValue, causal_mask, rotary
-from pipeline.graphs.components import ANY, COMPONENTS, Call, Component, Port, cache_states, chosen, noise
+from pipeline.graphs.components import (
+    ANY,
+    COMPONENTS,
+    Call,
+    Component,
+    Port,
+    SpeakerEncoder,
+    SpeechDecoder,
+    SpeechEncoder,
+    cache_states,
+    chosen,
+    flat,
+)
 from pipeline.graphs.fixed_shapes import STATIC
 from pipeline.stage import PipelineError
 
 
-class TalkerStep(Component):
-    """A step of the talker, or a prefill, with logits and hidden states of every position."""
+class Step(Component):
+    """Some positions of a network with a KV cache, as a runtime's contract has them.
 
-    adapts = "talker"
+    A contract is a subclass that says by what `ports` and by what values it is `told` where the positions are.
+    """
+
+    adapts: ClassVar[str]
+    step_port: ClassVar[str]  # of the code predictor, the number of the step in its frame
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        self.network = checkpoint.load("talker")
+        self.network = checkpoint.load(self.adapts)
         self.states = cache_states(self.network.config)
+        embeds = Port((ANY, ANY, self.config.talker_config.hidden_size))
+        self.inputs = {"inputs_embeds": embeds, **self.ports(), "beam_idx": Port((ANY,), "i32")}
+
+    def ports(self) -> dict[str, Port]:
+        """The inputs between embeddings and beam."""
+        raise NotImplementedError
+
+    def told(self, positions: np.ndarray) -> Call:
+        """The values of `ports` for positions [1, positions]."""
+        raise NotImplementedError
+
+    def call(self, rng: np.random.Generator, positions: np.ndarray) -> Call:
+        """Inputs for positions [1, positions] of the one beam."""
+        width = self.config.talker_config.hidden_size
+        embeds = rng.standard_normal((*positions.shape, width), dtype=np.float32)
+        return {"inputs_embeds": embeds, "beam_idx": np.zeros(1, np.int32), **self.told(positions)}
+
+
+class WithRotary(Step):
+    """OpenArc's contract: rotary cosines and sines."""
+
+    outputs, step_port = ("logits", "hidden"), "generation_steps"
+
+    def ports(self) -> dict[str, Port]:
+        return dict.fromkeys(("cos", "sin"), Port((1, 1, ANY, self.network.config.head_dim)))
+
+    def told(self, positions: np.ndarray) -> Call:
+        config = self.network.config
+        cos, sin = rotary(torch.from_numpy(positions), config.head_dim, config.rope_theta)
+        return {"cos": cos.numpy(), "sin": sin.numpy()}
+
+
+class WithMask(Step):
+    """The contract of openvino.genai: an additive mask and the positions."""
+
+    outputs, step_port = ("logits", "last_hidden_state"), "step"
+
+    def ports(self) -> dict[str, Port]:
+        return {"attention_mask": Port((ANY, 1, ANY, ANY)), "position_ids": Port((ANY, ANY), "i64")}
+
+    def told(self, positions: np.ndarray) -> Call:
+        mask = causal_mask(torch.from_numpy(positions), torch.arange(int(positions.max()) + 1))
+        return {"attention_mask": mask.numpy(), "position_ids": positions}
+
+
+class TalkerStep(Step):
+    """A step of the talker, or a prefill, with logits and hidden states of every position."""
+
+    adapts = "talker"
 
     def results(self, hidden: Tensor, present: list[KeyValue]) -> tuple[Tensor, ...]:
         hidden = self.network.norm(hidden)
         return self.network.codec_head(hidden), hidden, *flat(present)
 
-    def pieces(self, rng: np.random.Generator) -> Iterator[tuple[Call, np.ndarray]]:
-        """A prefill and steps: the inputs that every contract has, and the positions [1, positions]."""
-        for positions in np.split(np.arange(17)[None], (12, 15, 16), axis=1):
-            yield step_inputs(rng, positions, self.network.config.hidden_size), positions
+    def calls(self, rng: np.random.Generator) -> list[Call]:
+        return [self.call(rng, positions) for positions in np.split(np.arange(17)[None], (12, 15, 16), axis=1)]
 
 
-class TalkerWithRotary(TalkerStep):
-    """The talker, told where it is by rotary cosines and sines."""
-
-    name, outputs = "talker_with_rotary", ("logits", "hidden")
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        config = self.network.config
-        self.inputs = {
-            "inputs_embeds": Port((ANY, ANY, config.hidden_size)),
-            "cos": Port((1, 1, ANY, config.head_dim)),
-            "sin": Port((1, 1, ANY, config.head_dim)),
-            "beam_idx": Port((ANY,), "i32"),
-        }
+class TalkerWithRotary(TalkerStep, WithRotary):
+    name = "talker_with_rotary"
 
     def forward(
         self, inputs_embeds: Tensor, cos: Tensor, sin: Tensor, beam_idx: Tensor, *state: Tensor
@@ -63,37 +111,82 @@ class TalkerWithRotary(TalkerStep):
         past = chosen(state, beam_idx)
         return self.results(*self.network.decode(inputs_embeds, (cos, sin), mask_after(past, inputs_embeds), past))
 
-    def calls(self, rng: np.random.Generator) -> list[Call]:
-        return [common | rotary_inputs(positions, self.network.config) for common, positions in self.pieces(rng)]
 
+class TalkerWithMask(TalkerStep, WithMask):
+    """The three streams of the multimodal RoPE carry the same positions in speech."""
 
-class TalkerWithMask(TalkerStep):
-    """The talker, told what it may attend to by an additive mask."""
+    name = "talker_with_mask"
 
-    name, outputs = "talker_with_mask", ("logits", "last_hidden_state")
+    def ports(self) -> dict[str, Port]:
+        return super().ports() | {"position_ids": Port((3, ANY, ANY), "i64")}
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        self.inputs = {
-            "inputs_embeds": Port((ANY, ANY, self.network.config.hidden_size)),
-            "attention_mask": Port((ANY, 1, ANY, ANY)),
-            "position_ids": Port((3, ANY, ANY), "i64"),
-            "beam_idx": Port((ANY,), "i32"),
-        }
+    def told(self, positions: np.ndarray) -> Call:
+        return super().told(positions) | {"position_ids": np.stack([positions] * 3)}
 
     def forward(
         self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, beam_idx: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
         config = self.network.config
-        # The three streams of the multimodal RoPE carry the same positions in speech.
         positions = rotary(position_ids[0], config.head_dim, config.rope_theta)
         return self.results(*self.network.decode(inputs_embeds, positions, attention_mask, chosen(state, beam_idx)))
 
+
+class CodeStep(Step):
+    """One position of the code predictor, or the two of its prefill; the caller samples, and resets it every frame."""
+
+    adapts = "code_predictor"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.groups, self.codes = len(self.network.heads), self.network.config.vocab_size
+        # One table of all heads' rows, so that a step reads only those of its own head.
+        self.heads = Embedding.from_pretrained(torch.cat([head.weight for head in self.network.heads]))
+        del self.network.heads, self.network.embeddings
+
+    def ports(self) -> dict[str, Port]:
+        return super().ports() | {self.step_port: Port((), "i64")}
+
+    def logits(self, hidden: Tensor, step: Tensor) -> Tensor:
+        """Logits [batch, positions, codes] of the head for a step; step 0 is for the second group of a frame."""
+        return hidden @ self.heads(step * self.codes + torch.arange(self.codes)).T
+
     def calls(self, rng: np.random.Generator) -> list[Call]:
-        return [
-            common | {"attention_mask": mask_input(positions), "position_ids": np.stack([positions] * 3)}
-            for common, positions in self.pieces(rng)
-        ]
+        positions = np.split(np.arange(self.groups + 1)[None], range(2, self.groups + 1), axis=1)
+        return [self.call(rng, here) | {self.step_port: np.array(step)} for step, here in enumerate(positions)]
+
+
+class CodeStepWithRotary(CodeStep, WithRotary):
+    name = "code_step_with_rotary"
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        generation_steps: Tensor,
+        beam_idx: Tensor,
+        *state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        past = chosen(state, beam_idx)
+        hidden, present = self.network.run(inputs_embeds, (cos, sin), mask_after(past, inputs_embeds), past)
+        return self.logits(hidden, generation_steps), hidden, *flat(present)
+
+
+class CodeStepWithMask(CodeStep, WithMask):
+    name = "code_step_with_mask"
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        step: Tensor,
+        beam_idx: Tensor,
+        *state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        positions = rotary(position_ids, self.network.config.head_dim, self.network.config.rope_theta)
+        hidden, present = self.network.run(inputs_embeds, positions, attention_mask, chosen(state, beam_idx))
+        return self.logits(hidden, step), hidden, *flat(present)
 
 
 class CodeEmbeddingByStep(Component):
@@ -119,158 +212,50 @@ class CodeEmbeddingByStep(Component):
         ]
 
 
-class CodeStep(Component):
-    """One position of the code predictor, or the two of its prefill; the caller samples, and resets it every frame."""
-
-    adapts = "code_predictor"
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        self.network = checkpoint.load("code_predictor")
-        self.groups, self.codes = len(self.network.heads), self.network.config.vocab_size
-        # One table of all heads' rows, so that a step reads only those of its own head.
-        self.heads = Embedding.from_pretrained(torch.cat([head.weight for head in self.network.heads]))
-        del self.network.heads, self.network.embeddings
-        self.states = cache_states(self.network.config)
-
-    def logits(self, hidden: Tensor, step: Tensor) -> Tensor:
-        """Logits [batch, positions, codes] of the head for a step; step 0 is for the second group of a frame."""
-        return hidden @ self.heads(step * self.codes + torch.arange(self.codes)).T
-
-    def frame(self, rng: np.random.Generator) -> Iterator[tuple[Call, np.ndarray, np.ndarray]]:
-        """The steps of a frame: the inputs that every contract has, the positions [1, positions], the step []."""
-        positions = np.split(np.arange(self.groups + 1)[None], range(2, self.groups + 1), axis=1)
-        for step, here in enumerate(positions):
-            yield step_inputs(rng, here, self.config.talker_config.hidden_size), here, np.array(step)
-
-
-class CodeStepWithRotary(CodeStep):
-    """A step of the code predictor, told where it is by rotary cosines and sines."""
-
-    name, outputs = "code_step_with_rotary", ("logits", "hidden")
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        head_dim = self.network.config.head_dim
-        self.inputs = {
-            "inputs_embeds": Port((ANY, ANY, self.config.talker_config.hidden_size)),
-            "cos": Port((1, 1, ANY, head_dim)),
-            "sin": Port((1, 1, ANY, head_dim)),
-            "generation_steps": Port((), "i64"),
-            "beam_idx": Port((ANY,), "i32"),
-        }
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        generation_steps: Tensor,
-        beam_idx: Tensor,
-        *state: Tensor,
-    ) -> tuple[Tensor, ...]:
-        past = chosen(state, beam_idx)
-        hidden, present = self.network.run(inputs_embeds, (cos, sin), mask_after(past, inputs_embeds), past)
-        return self.logits(hidden, generation_steps), hidden, *flat(present)
-
-    def calls(self, rng: np.random.Generator) -> list[Call]:
-        return [
-            common | rotary_inputs(positions, self.network.config) | {"generation_steps": step}
-            for common, positions, step in self.frame(rng)
-        ]
-
-
-class CodeStepWithMask(CodeStep):
-    """A step of the code predictor, told what it may attend to by an additive mask."""
-
-    name, outputs = "code_step_with_mask", ("logits", "last_hidden_state")
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
-        self.inputs = {
-            "inputs_embeds": Port((ANY, ANY, self.config.talker_config.hidden_size)),
-            "attention_mask": Port((ANY, 1, ANY, ANY)),
-            "position_ids": Port((ANY, ANY), "i64"),
-            "step": Port((), "i64"),
-            "beam_idx": Port((ANY,), "i32"),
-        }
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        step: Tensor,
-        beam_idx: Tensor,
-        *state: Tensor,
-    ) -> tuple[Tensor, ...]:
-        positions = rotary(position_ids, self.network.config.head_dim, self.network.config.rope_theta)
-        hidden, present = self.network.run(inputs_embeds, positions, attention_mask, chosen(state, beam_idx))
-        return self.logits(hidden, step), hidden, *flat(present)
-
-    def calls(self, rng: np.random.Generator) -> list[Call]:
-        return [
-            common | {"attention_mask": mask_input(positions), "position_ids": positions, "step": step}
-            for common, positions, step in self.frame(rng)
-        ]
-
-
-class WholeSpeechDecoder(Component):
+class WholeSpeechDecoder(SpeechDecoder):
     """Frames to samples without a state, for callers that would never reset one."""
 
-    name, adapts, outputs = "whole_speech_decoder", "speech_decoder", ("waveform",)
+    name, adapts, pieces = "whole_speech_decoder", "speech_decoder", (25, 1, 100)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        self.network = checkpoint.load("speech_decoder")
-        self.inputs = {"codes": Port((ANY, self.network.config.num_quantizers, ANY), "i64")}
+        self.states = {}
 
     def forward(self, codes: Tensor) -> tuple[Tensor, ...]:
         waveform, _ = self.network(codes)
         return (waveform,)
 
-    def calls(self, rng: np.random.Generator) -> list[Call]:
-        config = self.network.config
-        return [
-            {"codes": rng.integers(0, config.codebook_size, (1, config.num_quantizers, frames))}
-            for frames in (25, 1, 100)
-        ]
 
-
-class SpeechEncoderByGroup(Component):
+class SpeechEncoderByGroup(SpeechEncoder):
     """Reference audio with a channel to codes, one row for each group."""
 
-    name, adapts, outputs, kinds = "speech_encoder_by_group", "speech_encoder", ("audio_codes",), ("base",)
+    name, adapts, outputs = "speech_encoder_by_group", "speech_encoder", ("audio_codes",)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self.inputs = {"input_values": Port((ANY, 1, ANY))}
-        self.network = checkpoint.load("speech_encoder")
 
     def forward(self, input_values: Tensor) -> tuple[Tensor, ...]:
         return (self.network(input_values[:, 0]).transpose(1, 2),)
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
-        rate = self.config.speech_tokenizer.encode_downsample_rate
-        return [{"input_values": noise(rng, samples)[:, None]} for samples in (12 * rate, 7 * rate - 1)]
+        return [{"input_values": call["audio"][:, None]} for call in super().calls(rng)]
 
 
-class MelSpeakerEncoder(Component):
+class MelSpeakerEncoder(SpeakerEncoder):
     """Mel features to an x-vector."""
 
-    name, adapts, outputs, kinds = "mel_speaker_encoder", "speaker_encoder", ("embedding",), ("base",)
+    name, adapts = "mel_speaker_encoder", "speaker_encoder"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        self.network = checkpoint.load("speaker_encoder")
         self.inputs = {"mels": Port((ANY, ANY, self.network.mel.filters.shape[0]))}
 
     def forward(self, mels: Tensor) -> tuple[Tensor, ...]:
         return (self.network.embed(mels),)
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
-        audio = [torch.from_numpy(noise(rng, samples)) for samples in (24_000, 31_111)]
-        return [{"mels": self.network.mel(samples).numpy()} for samples in audio]
+        return [{"mels": self.network.mel(torch.from_numpy(call["audio"])).numpy()} for call in super().calls(rng)]
 
 
 def mask_after(past: list[KeyValue], inputs_embeds: Tensor) -> Tensor:
@@ -278,28 +263,6 @@ def mask_after(past: list[KeyValue], inputs_embeds: Tensor) -> Tensor:
     seen = past[0][0].shape[2]
     keys = torch.arange(seen + inputs_embeds.shape[1])
     return causal_mask(keys[None, seen:], keys)
-
-
-def flat(present: list[KeyValue]) -> list[Tensor]:
-    """Keys and values of every layer, in the order of `cache_states`."""
-    return [tensor for cache in present for tensor in cache]
-
-
-def step_inputs(rng: np.random.Generator, positions: np.ndarray, width: int) -> Call:
-    """Embeddings for positions [1, positions], and the one beam."""
-    embeds = rng.standard_normal((*positions.shape, width), dtype=np.float32)
-    return {"inputs_embeds": embeds, "beam_idx": np.zeros(1, np.int32)}
-
-
-def rotary_inputs(positions: np.ndarray, config: TransformerConfig) -> Call:
-    """The cosines and sines of positions [1, positions]."""
-    cos, sin = rotary(torch.from_numpy(positions), config.head_dim, config.rope_theta)
-    return {"cos": cos.numpy(), "sin": sin.numpy()}
-
-
-def mask_input(positions: np.ndarray) -> np.ndarray:
-    """The additive causal mask [1, 1, positions, seen so far] of positions [1, positions]."""
-    return causal_mask(torch.from_numpy(positions), torch.arange(int(positions.max()) + 1)).numpy()
 
 
 ADAPTORS: dict[str, type[Component]] = {

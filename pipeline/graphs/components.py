@@ -5,8 +5,6 @@ stateful, the state before the call, and returns its outputs and the state after
 `export` turns it into a graph and compares, `compress`, `bundle` and the tests read the same declaration.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,8 +16,8 @@ from torch import Tensor, nn
 from model_src.checkpoint import Checkpoint
 from model_src.config import TransformerConfig
 from model_src.layers import Embedding, KeyValue
+from pipeline.stage import KINDS
 
-ALL_KINDS = ("base", "custom_voice", "voice_design")
 Call = dict[str, np.ndarray]
 ANY = -1  # a dimension that the caller chooses; in a state, one that grows from 0
 
@@ -39,7 +37,7 @@ class Component(nn.Module):
 
     name: ClassVar[str]
     outputs: tuple[str, ...]
-    kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
+    kinds: ClassVar[tuple[str, ...]] = KINDS
     adapts: ClassVar[str | None] = None  # of an adaptor: the component whose precision policy applies
     merge_products: ClassVar[bool] = False  # whether query, key and value, gate and up are one product each
 
@@ -60,14 +58,14 @@ class Component(nn.Module):
         return [torch.zeros([1, *(max(size, 0) for size in shape[1:])]) for shape in self.states.values()]
 
     @torch.inference_mode()
-    def run(self, calls: list[Call]) -> list[Call]:
-        """The outputs of consecutive calls, the first of which starts from silence."""
+    def run(self, calls: list[Call]) -> tuple[list[Call], list[Tensor]]:
+        """The outputs of consecutive calls, the first of which starts from silence, and the state after them."""
         state, results = self.silence(), []
         for call in calls:
             values = self(*(torch.from_numpy(call[name]) for name in self.inputs), *state)
             results.append({name: value.numpy() for name, value in zip(self.outputs, values, strict=False)})
             state = list(values[len(self.outputs) :])
-        return results
+        return results, state
 
 
 class TextEmbedding(Component):
@@ -152,7 +150,7 @@ class Talker(Component):
         self, inputs_embeds: Tensor, position_ids: Tensor, beam_idx: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
         logits, hidden, present = self.network.last(inputs_embeds, position_ids, chosen(state, beam_idx))
-        return logits, hidden, *(tensor for cache in present for tensor in cache)
+        return logits, hidden, *flat(present)
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
         width, calls, start = self.config.talker_config.hidden_size, [], 0
@@ -218,6 +216,7 @@ class SpeechDecoder(Component):
     """Frames to samples in pieces of any length; convolution tails and the attention window are its state."""
 
     name, outputs = "speech_decoder", ("waveform",)
+    pieces: ClassVar[tuple[int, ...]] = (3, 4, 1, 80, 2)  # frames of the calls that test it
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -238,7 +237,7 @@ class SpeechDecoder(Component):
         config = self.network.config
         return [
             {"codes": rng.integers(0, config.codebook_size, (1, config.num_quantizers, frames))}
-            for frames in (3, 4, 1, 80, 2)
+            for frames in self.pieces
         ]
 
 
@@ -306,6 +305,11 @@ def chosen(state: Sequence[Tensor], beam_idx: Tensor) -> list[KeyValue]:
     """
     rows = [tensor.index_select(0, beam_idx) for tensor in state]
     return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def flat(present: Sequence[KeyValue]) -> list[Tensor]:
+    """Keys and values of every layer, in the order of `cache_states`."""
+    return [tensor for cache in present for tensor in cache]
 
 
 def noise(rng: np.random.Generator, samples: int) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The weights of a graph, stored by a policy: 16 bits everywhere, then NNCF's compression if the policy asks."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path
@@ -102,7 +100,10 @@ def to_f16(model: ov.Model, except_bf16_matrices: bool = False) -> None:
         values = as_f32(node)
         if values.size < _SMALL:
             if kind == ov.Type.bf16:
-                replace_with_casts(node, ops.constant(values))
+                exact = ops.constant(values)
+                for cast in readers(node):
+                    assert cast.get_type_name() == "Convert"
+                    replace(cast, exact)
         else:
             stored = ops.constant(values.astype(np.float16))
             stored.set_friendly_name(node.get_friendly_name())
@@ -111,10 +112,3 @@ def to_f16(model: ov.Model, except_bf16_matrices: bool = False) -> None:
             else:
                 replace(node, stored)  # the cast that follows takes f16 as well
     model.validate_nodes_and_infer_types()
-
-
-def replace_with_casts(constant: ov.Node, value: ov.Node) -> None:
-    """Replace a constant, and the casts to float32 that follow it, by a float32 constant."""
-    for cast in readers(constant):
-        assert cast.get_type_name() == "Convert"
-        replace(cast, value)

@@ -1,7 +1,5 @@
 """From a component to an OpenVINO graph: trace, name the ports, put the state inside."""
 
-from __future__ import annotations
-
 import re
 import time
 import warnings
@@ -79,12 +77,9 @@ def convert(component: Component) -> ov.Model:
 def trace_example(component: Component) -> tuple[torch.Tensor, ...]:
     """Inputs to trace with; for a stateful component those of its second call, with the state that the first left."""
     calls = component.calls(np.random.default_rng(0))
-    state, call = component.silence(), calls[0]
-    if state:
-        with torch.inference_mode():
-            first = component(*(torch.from_numpy(call[name]) for name in component.inputs), *state)
-        state, call = [tensor.clone() for tensor in first[len(component.outputs) :]], calls[1]
-    return (*(torch.from_numpy(call[name]) for name in component.inputs), *state)
+    before = calls[:1] if component.states else []
+    call, (_, state) = calls[len(before)], component.run(before)
+    return (*(torch.from_numpy(call[name]) for name in component.inputs), *(tensor.clone() for tensor in state))
 
 
 def make_stateful(model: ov.Model, states: dict[str, str]) -> None:

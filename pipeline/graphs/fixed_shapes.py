@@ -4,8 +4,6 @@ Sizes are set in conf/layout. Every call has exactly as many positions or frames
 with fewer pads them, reads only the results of the real ones, and keeps no state of the padding.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

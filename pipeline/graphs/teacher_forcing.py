@@ -1,7 +1,5 @@
 """Teacher forcing: graphs fed what `rollout` recorded, so that each step is judged on the same past."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How close a graph comes to what PyTorch computed, on the calls that `build` recorded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -7,8 +7,6 @@ say so. Bounds on quality are estimates until they have been measured on release
 a bundle; only `publish` stops there, unless conf allows it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -108,13 +106,8 @@ def described(name: str, bound: Any) -> str:
 
 def holds(name: str, value: float, bound: Any) -> bool:
     """Whether a value is within its bound. NaN never is."""
-    match measure(name).better:
-        case "higher":
-            return value >= bound
-        case "lower":
-            return value <= bound
-        case "within":
-            return bound[0] <= value <= bound[1]
+    least, most = {"higher": (bound, math.inf), "lower": (-math.inf, bound), "within": bound}[measure(name).better]
+    return least <= value <= most
 
 
 def missed(

@@ -3,8 +3,6 @@
 Tables are not judged here: what they lose shows in how close their rows come to PyTorch's (closeness.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +38,7 @@ def talker(request: ov.InferRequest, _: Path, texts: list[Arrays]) -> Quality:
     expected = np.concatenate([text["logits"] for text in texts])
     found = np.concatenate([talker_logits(request, text["inputs"], len(text["logits"])) for text in texts])
     choices, ranked = expected.argmax(-1), np.argsort(-found, axis=-1)
-    ours, theirs = log_softmax(expected), log_softmax(found)
+    ours, theirs = (torch.from_numpy(each).double().log_softmax(-1).numpy() for each in (expected, found))
     return {
         "top1": (ranked[:, 0] == choices).mean(),
         "top5": (ranked[:, :5] == choices[:, None]).any(-1).mean(),
@@ -111,11 +109,6 @@ def both(request: ov.InferRequest, exported: Path, texts: list[Arrays]) -> list[
     original = teacher_forcing.compiled(exported).create_infer_request()
     calls = [{"audio": text["waveform"][None]} for text in texts]
     return [(request.infer(call)[0].copy(), original.infer(call)[0].copy()) for call in calls]
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-probabilities [..., ids]."""
-    return torch.from_numpy(logits).double().log_softmax(-1).numpy()
 
 
 def log_mel_db(waveform: NDArray[np.float32]) -> NDArray[np.float32]:

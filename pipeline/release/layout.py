@@ -4,8 +4,6 @@ Earlier stages use the components' own names. `bundle` takes the graphs that a l
 and gives them the layout's names.
 """
 
-from __future__ import annotations
-
 import filecmp
 import os
 import shutil

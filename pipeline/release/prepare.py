@@ -106,8 +106,7 @@ def figures(smoke: Json) -> Json:
     for device, heard in smoke["devices"].items():
         measured = {key: value for key, value in heard.get("measured", {}).items() if not isinstance(value, list)}
         kept[device] = {key: value for key, value in heard.items() if isinstance(value, str | int | float)}
-        if measured:
-            kept[device]["measured"] = measured
+        kept[device] |= {"measured": measured} if measured else {}
     return kept
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model_src.config import CheckpointConfig, ConfigError
-from pipeline.checkpoints import synthetic, tokenizer
+from pipeline.checkpoints import synthetic
 
 RELEASES = [
     ("0.6b", "base"), ("0.6b", "custom_voice"), ("1.7b", "base"), ("1.7b", "custom_voice"), ("1.7b", "voice_design")
@@ -20,7 +20,7 @@ def write(folder: Path, config: dict[str, Any], codec: dict[str, Any]) -> Path:
     (folder / "speech_tokenizer").mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "speech_tokenizer" / "config.json").write_text(json.dumps(codec))
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer.tokenizer_config()))
+    shutil.copy(synthetic.RELEASE / "tokenizer_config.json", folder)
     return folder
 
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from transformers import Qwen2Tokenizer
 
-from pipeline.checkpoints import tokenizer
+from pipeline.checkpoints import synthetic, tokenizer
 
 RELEASED_SHA256 = {
     "vocab.json": "ca10d7e9fb3ed18575dd1e277a2579c16d108e32f27439684afa0e10b1440910",
@@ -39,6 +40,7 @@ TEXTS = (
 def files(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer")
     tokenizer.write(directory)
+    shutil.copy(synthetic.RELEASE / "tokenizer_config.json", directory)
     return directory
 
 

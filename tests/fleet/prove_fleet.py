@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import fingerprint, list_files
 from pipeline.fleet.plan import read_lock
+from pipeline.stage import fingerprint, list_files
 from tests.conftest import dvc, make, new_checkout
 
 os.environ |= {

@@ -15,13 +15,14 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pipeline import publish
-from pipeline.release.attestations import list_files, write_papers
+from pipeline.release.attestations import write_papers
 from pipeline.release.card import card, figure, megabytes
 from pipeline.stage import (
     ROOT,
     Paths,
     PipelineError,
     configuration,
+    list_files,
     metrics_of,
     paths,
     read_metrics,
