@@ -32,6 +32,7 @@ from rich.progress import track as rich_track
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 KINDS = ("base", "custom_voice", "voice_design")  # of checkpoints: their tts_model_type
+REPORT = "report.json"
 METRICS, PLOTS = "metrics", "plots"  # folders beside the outputs, with one JSON file for each
 Item = TypeVar("Item")
 
@@ -248,7 +249,7 @@ def report(directory: Path, data: dict[str, Any], points: list[dict[str, Any]] |
     to run. The whole goes to <folder of the output>/metrics/<output>.json, and `points` of a plot to plots/ there.
     """
     reproducible = without_measured(data)
-    write_json(directory / "report.json", reproducible)
+    write_json(directory / REPORT, reproducible)
     if data != reproducible:
         write_json(directory / f".{METRICS}.json", data)
     if points is not None:
@@ -257,7 +258,7 @@ def report(directory: Path, data: dict[str, Any], points: list[dict[str, Any]] |
 
 def read_report(directory: Path) -> dict[str, Any]:
     """The report of an earlier stage, without times and memory. Raises PipelineError where that stage has not run."""
-    return read_json(directory / "report.json")
+    return read_json(directory / REPORT)
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        absent = path if path.parent.exists() else path.parent
+        absent = path.parent if path.name == REPORT else path  # a report stands for its stage's output
         raise PipelineError(f"{absent} is missing; run the stage that makes it, or `dvc repro`") from None
     except ValueError as error:
         raise PipelineError(f"{path} is damaged ({error}); run its stage again") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.release.card import figure, megabytes
-from pipeline.stage import main, read_json, read_metrics
+from pipeline.stage import REPORT, main, read_json, read_metrics
 from qwen3_tts_ov.bundle import MANIFEST
 
 HEAD = "| variant | precision | size | bundle | device | result | real-time factor | first audio |"
@@ -24,7 +24,7 @@ def rows(bundle: Path) -> list[str]:
     manifest, smoke = read_json(bundle / MANIFEST), bundle.with_name("smoke")
     size = sum(entry["size"] for entry in manifest["files"].values())
     start = f"| {manifest['variant']} | {manifest['precision']} | {megabytes(size)} | `{manifest['bundle_id'][:12]}`"
-    if not (smoke / "report.json").is_file():
+    if not (smoke / REPORT).is_file():
         return [f"{start} | | not heard | | |"]
     found = []
     for device, heard in read_metrics(smoke)["devices"].items():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.fleet.plan import read_lock
-from pipeline.stage import ROOT, fingerprint, list_files
+from pipeline.stage import ROOT
 from qwen3_tts_ov.bundle import Bundle, verified
 from tests.conftest import copied, dvc, make, new_checkout
 

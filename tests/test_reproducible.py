@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import fingerprint, list_files
 from pipeline.fleet.plan import read_lock
+from pipeline.stage import fingerprint, list_files
 from qwen3_tts_ov.bundle import Bundle
 from tests.conftest import dvc, new_checkout
 

@@ -16,6 +16,7 @@ from pipeline.release.attestations import Json, stage_reports, write_papers
 from pipeline.release.card import HELD_OUT
 from pipeline.release.layout import NATIVE, link
 from pipeline.stage import (
+    REPORT,
     ROOT,
     Paths,
     PipelineError,
@@ -112,7 +113,7 @@ def figures(smoke: Json) -> Json:
 
 def scores(cfg: DictConfig, native: Paths, sibling: Json) -> tuple[Json, list[Json]]:
     """What score said of the bundle that smoke heard, for the manifest, and the bounds missed if it has not run."""
-    found = read_report(native.score) if (native.score / "report.json").is_file() else {}
+    found = read_report(native.score) if (native.score / REPORT).is_file() else {}
     if found.get("bundle_id") == sibling["bundle_id"]:
         kept = ("status", "reason", "device", "figures", "not_run", "bounds", "missed", "versions")
         return {"score": {key: found[key] for key in kept if key in found}}, []
