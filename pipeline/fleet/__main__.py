@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -78,12 +79,8 @@ class Fleet:
     def __init__(self, cfg: DictConfig, plan: Plan, progress: Progress) -> None:
         self.cfg, self.plan, self.progress = cfg, plan, progress
         self.built: dict[str, Built] = {}
-        here = socket.gethostname()
-        self.insist = Patience(
-            cfg.fleet.patience,
-            lambda text: progress.show(Event("this machine", State.WORKING, text, here)),
-            progress.retried,
-        )
+        working = partial(Event, "this machine", State.WORKING, node=socket.gethostname())
+        self.insist = Patience(cfg.fleet.patience, lambda text: progress.show(working(text)), progress.retried)
 
     @property
     def failed(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
+import networkx as nx  # type: ignore[import-untyped]
 from dvc.repo import Repo
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
@@ -45,7 +45,7 @@ class Group:
 
 
 class Plan:
-    """The stages of a checkout's dvc.yaml, those of them that are `settled`, which is known to be fresh, and dvc.lock."""
+    """The stages of a checkout, which of them are `settled`, that is known to be fresh, and the entries of dvc.lock."""
 
     def __init__(self, root: Path, lock: Entries | None = None) -> None:
         self.root, self.lock = root, read_lock(root) if lock is None else lock
@@ -68,7 +68,7 @@ class Plan:
 
     def maker(self, dep: Any) -> Any:
         """The output in which a dependency lies; None for a source."""
-        return self.index.outs_trie.longest_prefix(dep.fs.parts(dep.fs_path)).value
+        return self.index.outs_trie.longest_prefix(dep.fs.parts(dep.fs_path)).get(None)
 
     def inputs(self, names: Sequence[str]) -> list[str]:
         """What these stages read of what other stages make: paths in the checkout."""
