@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
-from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from pipeline.fleet.plan import Group, Plan
@@ -39,7 +38,7 @@ def full_matrix(folder: Path) -> Plan:
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     shutil.copy(ROOT / "dvc.yaml", folder)
     YAML().dump(AXES, folder / "params.yaml")
-    return Plan(Repo(str(folder)), {})
+    return Plan(folder)
 
 
 def figure(figures: Figures, plan: Plan, name: str, what: str) -> float:
@@ -54,8 +53,8 @@ def figure(figures: Figures, plan: Plan, name: str, what: str) -> float:
 
 def seconds(figures: Figures, plan: Plan, group: Group, network: float) -> float:
     """Seconds that a group takes on a worker, transfers included."""
-    paths = (str(Path(plan.repo.root_dir, path)) for path in plan.inputs(group.stages))
-    whole = [plan.makers[path][0] for path in paths if path in plan.makers]  # single files of an output are small
+    makers = {out.def_path: name for name, stage in plan.stages.items() for out in stage.outs}
+    whole = [makers[path] for path in plan.inputs(group.stages) if path in makers]  # single files of one are small
     moved = sum(figure(figures, plan, name, "gigabytes") for name in [*whole, *group.stages])
     return sum(figure(figures, plan, name, "seconds") for name in group.stages) + moved / network
 

@@ -18,18 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dvc.repo import Repo
 from omegaconf import DictConfig
 from rich.console import Console
 
 from pipeline.fleet.build_group import Built, Patience, dvc, push
-from pipeline.fleet.plan import Group, Plan, Settings, meeting_place, own_cache, read_lock
+from pipeline.fleet.plan import Group, Plan
 from pipeline.fleet.progress import Event, Progress, State
 from pipeline.fleet.resources import describe, fits, needs, offers, wanted
 from pipeline.stage import ROOT, PipelineError, main, one_line, write_json
@@ -40,22 +41,34 @@ REPORT, RAY_LOG = Path("build/fleet.json"), Path("build/ray.log")
 def run(cfg: DictConfig) -> None:
     """Builds what is stale of `cells`, fetches the cells, writes the report. Raises PipelineError for a failure."""
     start = time.monotonic()
-    settings = meeting_place(repo := Repo(str(ROOT)))
-    if cfg.address and settings is None:
+    plan, progress = Plan(ROOT), Progress(Console(file=sys.stdout))
+    if cfg.address and plan.alone:
         raise PipelineError("no DVC remote for the cluster to meet in; dvc remote add --local --default NAME URL")
-    settings = settings or own_cache(repo)
-    plan = Plan(Repo(str(ROOT), config=settings), read_lock(ROOT))
     names = plan.select(cfg.cells)
-    with Progress(Console(file=sys.stdout)) as progress:
-        fleet = Fleet(cfg, plan, settings, progress)
-        stale = fleet.insist("look-up", lambda: plan.stale(names))
-        if stale:
+    fleet = Fleet(cfg, plan, progress)
+    with progress.live:
+        if stale := fleet.look_up(names):
             with snapshot() as project, cluster(cfg, project) as ray:
                 fleet.build(stale, ray)
-        done = [name for name in names if name in plan.settled]
-        plan.save(done)
-        fleet.fetch(done)
-    write_report(fleet, names, stale, time.monotonic() - start)
+        plan.save()
+        fleet.fetch([name for name in names if name in plan.settled])
+    ran = sorted(name for built in fleet.built.values() for name in built.seconds)
+    seconds = time.monotonic() - start
+    report = {
+        "stages": len(names),
+        "stale": len(stale),
+        "ran": ran,
+        "groups": {name: {"node": built.node, "seconds": built.seconds} for name, built in fleet.built.items()},
+        "retried": progress.retried,
+        "failed": fleet.failed,
+        "seconds": round(seconds, 1),
+    }
+    (ROOT / REPORT).parent.mkdir(exist_ok=True)
+    write_json(ROOT / REPORT, report)
+    fresh = len(names) - len(stale)
+    print(f"{REPORT}: {len(names)} stages, {len(ran)} ran in {seconds:.0f} s, {fresh} were up to date")
+    for line in progress.retried:
+        print(f"retried: {line}")
     if fleet.failed:
         raise PipelineError("; ".join(f"{group}: {reason}" for group, reason in fleet.failed.items()))
 
@@ -63,89 +76,92 @@ def run(cfg: DictConfig) -> None:
 class Fleet:
     """What is built of a plan, and how it goes."""
 
-    def __init__(self, cfg: DictConfig, plan: Plan, settings: Settings, progress: Progress) -> None:
-        self.cfg, self.plan, self.settings, self.progress = cfg, plan, settings, progress
+    def __init__(self, cfg: DictConfig, plan: Plan, progress: Progress) -> None:
+        self.cfg, self.plan, self.progress = cfg, plan, progress
         self.built: dict[str, Built] = {}
-        self.failed: dict[str, str] = {}
-        self.insist = Patience(
-            cfg.fleet.patience,
-            lambda text: self.tell("this machine", State.WORKING, text, socket.gethostname()),
-            progress.retried,
-        )
+        working = partial(Event, "this machine", State.WORKING, node=socket.gethostname())
+        self.insist = Patience(cfg.fleet.patience, lambda text: progress.show(working(text)), progress.retried)
 
-    def tell(self, group: str, state: State, text: str, node: str = "") -> None:
-        """Shows what happens to a group."""
-        self.progress.show(Event(group, state, text, node))
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why groups were not built; groups that do not need them go on."""
+        return {name: built.error for name, built in self.built.items() if built.error}
+
+    def look_up(self, names: Sequence[str]) -> list[str]:
+        """Those of the stages that are stale."""
+        return self.insist("look-up", lambda: self.plan.stale(names))
 
     def build(self, stale: list[str], ray: ModuleType) -> None:
-        """Sends out group after group, each when those that it needs are done."""
-        smoke_on = wanted(self.cfg.device, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        waiting = self.plan.groups(stale, apart=["smoke"] if smoke_on else [])
-        self.push(stale)
-        for name in waiting:
-            self.tell(name, State.WAITING, "waits")
-        events, running = queue(ray), dict[Any, Group]()
-        while waiting or running:
-            at_work = {group.name for group in running.values()}
-            for group in [group for group in waiting.values() if not group.after & (waiting.keys() | at_work)]:
-                del waiting[group.name]
-                if task := self.send(group, smoke_on, events, ray):
-                    running[task] = group
+        """Sends out group after group, each when those that it needs are over."""
+        smoke_on = wanted(self.cfg.device, alive(ray))
+        groups = self.plan.groups(stale, apart=["smoke"] if smoke_on else [])
+        # What the nodes will ask for and this checkout has from a plain `dvc repro`.
+        if shared := {earlier for name in stale for earlier in self.plan.before(name)} - set(stale):
+            self.insist("push", lambda: push(self.plan, shared))
+        for name in groups:
+            self.progress.show(Event(name, State.WAITING, "waits"))
+        order = TopologicalSorter({name: group.after for name, group in groups.items()})
+        order.prepare()
+        events, running = queue(ray), dict[Any, str]()
+        while order.is_active():
+            for name in order.get_ready():
+                if task := self.send(groups[name], smoke_on, events, ray):
+                    running[task] = name
+                else:
+                    order.done(name)
             over, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
             for event in events.get_nowait_batch(events.qsize()):
                 self.progress.show(event)
             for task in over:
-                self.receive(running.pop(task), task, ray)
+                self.receive(groups[running[task]], task, ray)
+                order.done(running.pop(task))
 
     def send(self, group: Group, smoke_on: list[str], events: Any, ray: ModuleType) -> Any:
         """Submits a group as a task of Ray; None where it need not or cannot be built."""
         from pipeline.fleet.worker import work
 
         if lacking := sorted(group.after & self.failed.keys()):
-            return self.fail(group, f"not built without {lacking[0]}")
-        if not self.insist("look-up", lambda: self.plan.stale(group.stages)):
-            return self.tell(group.name, State.OVER, "made elsewhere")
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            return self.end(group, Built(error=f"not built without {lacking[0]}"))
+        if not self.look_up(group.stages):
+            return self.progress.show(Event(group.name, State.OVER, "made elsewhere"))
+        nodes = alive(ray)
         cpus = int(min(self.cfg.fleet.cpus, max(node.get("CPU", 0) for node in nodes)))
-        options = needs(group, self.plan.chosen(group.stages[0]), cpus, smoke_on)
-        if not any(fits(options, node) for node in nodes):
-            return self.fail(group, f"no node has {describe(options)}")
-        known = {name: self.plan.lock[name] for name in self.plan.closure(group.stages) if name in self.plan.lock}
-        task = ray.remote(work).options(name=group.name, max_retries=self.cfg.fleet.lost, **options)
-        return task.remote(group.name, group.stages, known, self.settings, self.cfg.fleet.patience, events)
+        asked = needs(group, self.plan.chosen(group.stages[0]), cpus, smoke_on)
+        if not any(fits(asked, node) for node in nodes):
+            return self.end(group, Built(error=f"no node has {describe(asked)}"))
+        task = ray.remote(work).options(
+            name=group.name,
+            max_retries=self.cfg.fleet.lost,
+            num_cpus=asked.pop("CPU"),
+            memory=asked.pop("memory"),
+            resources=asked,
+        )
+        patience = self.cfg.fleet.patience
+        return task.remote(group.name, group.stages, self.plan.lock, self.plan.settings, patience, events)
 
     def receive(self, group: Group, task: Any, ray: ModuleType) -> None:
-        """Adds what a group made to dvc.lock."""
+        """Takes in what a node says of a group, and finds in the remote what it made."""
         try:
             built: Built = ray.get(task)
         except ray.exceptions.RayError as error:
             built = Built(error=one_line(error))
-        self.built[group.name] = built
         self.progress.retried += [f"{group.name}: {what}" for what in built.retried]
-        self.plan.lock |= built.entries
-        stale = self.insist("look-up", lambda: self.plan.stale(built.entries))
-        self.plan.save([name for name in built.entries if name not in stale])
-        if built.error or stale:
-            self.fail(group, built.error or f"{stale[0]} was made from other sources than lie here")
-        else:
-            self.tell(group.name, State.OVER, f"done in {sum(built.seconds.values()):.0f} s")
+        if stale := self.look_up(group.stages):
+            built.error = built.error or f"{stale[0]} was made from other sources than lie here"
+        self.plan.save()
+        self.end(group, built)
 
-    def fail(self, group: Group, reason: str) -> None:
-        """Remembers why a group was not built; groups that do not need it go on."""
-        self.failed[group.name] = reason
-        self.tell(group.name, State.OVER, f"failed: {reason}")
-
-    def push(self, stale: list[str]) -> None:
-        """Gives the nodes what they will ask for and this checkout has from a plain `dvc repro`."""
-        makers = {self.plan.maker(str(ROOT / path)) for path in self.plan.inputs(stale)}
-        if names := sorted({made[0] for made in makers if made} - set(stale)):
-            self.insist("push", lambda: push(self.plan.repo, names))
+    def end(self, group: Group, built: Built) -> None:
+        """Remembers what became of a group."""
+        self.built[group.name] = built
+        text = f"failed: {built.error}" if built.error else f"done in {sum(built.seconds.values()):.0f} s"
+        self.progress.show(Event(group.name, State.OVER, text))
 
     def fetch(self, names: list[str]) -> None:
         """Puts the outputs of cells under artifacts/; where no remote is between, those of all stages."""
-        if "cache" in self.settings:
+        if self.plan.alone:
             dvc(ROOT, "checkout", *names)
-        elif cells := [name for name in names if self.plan.is_cell(name)]:
+        elif cells := [name for name in names if "precision" in self.plan.chosen(name)]:
             self.insist("pull", lambda: dvc(ROOT, "pull", *cells))
 
 
@@ -183,13 +199,12 @@ def cluster(cfg: DictConfig, project: Path) -> Iterator[ModuleType]:
     except ModuleNotFoundError:
         raise PipelineError("Ray is not installed; pip install -c constraints.txt -e '.[fleet]'") from None
     alone: dict[str, Any] = {"address": "local", "resources": offers(), "include_dashboard": False}
-    where = {"address": cfg.address} if cfg.address else alone
+    options = {"address": cfg.address} if cfg.address else alone
+    options |= {"runtime_env": {"working_dir": str(project)}, "log_to_driver": False, "logging_level": logging.ERROR}
     (ROOT / RAY_LOG).parent.mkdir(exist_ok=True)
     with (ROOT / RAY_LOG).open("w") as log, redirect_stdout(log):
         try:
-            ray.init(
-                **where, runtime_env={"working_dir": str(project)}, log_to_driver=False, logging_level=logging.ERROR
-            )
+            ray.init(**options)
         except Exception as error:  # Ray raises nothing narrower where a machine is too busy to start it in time
             raise PipelineError(f"Ray, {cfg.address or 'on this machine'}: {one_line(error)}") from error
         try:
@@ -207,30 +222,9 @@ def queue(ray: ModuleType) -> Any:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-def write_report(fleet: Fleet, names: list[str], stale: list[str], seconds: float) -> None:
-    """Writes build/fleet.json and prints what it comes to."""
-    (ROOT / REPORT).parent.mkdir(exist_ok=True)
-    ran = {name: spent for built in fleet.built.values() for name, spent in built.seconds.items()}
-    groups = {
-        name: {"node": fleet.progress.rows[name].node, "seconds": built.seconds} for name, built in fleet.built.items()
-    }
-    write_json(
-        ROOT / REPORT,
-        {
-            "stages": len(names),
-            "stale": len(stale),
-            "ran": sorted(ran),
-            "groups": groups,
-            "retried": fleet.progress.retried,
-            "failed": fleet.failed,
-            "seconds": round(seconds, 1),
-        },
-    )
-    print(
-        f"{REPORT}: {len(names)} stages, {len(ran)} ran in {seconds:.0f} s, {len(names) - len(stale)} were up to date"
-    )
-    for line in fleet.progress.retried:
-        print(f"retried: {line}")
+def alive(ray: ModuleType) -> list[dict[str, float]]:
+    """What each node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 if __name__ == "__main__":

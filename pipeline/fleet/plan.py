@@ -16,12 +16,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import networkx as nx  # type: ignore[import-untyped]
 from dvc.repo import Repo
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils import dict_sha256
-from dvc.utils.serialize import YAMLFileCorruptedError, dump_yaml, load_yaml, parse_yaml
 from omegaconf import DictConfig
+from ruamel.yaml import YAML, YAMLError
 
 from pipeline.stage import PipelineError, main
 
@@ -29,6 +30,7 @@ LOCK = "dvc.lock"
 Entry = dict[str, Any]
 Entries = dict[str, Entry]
 Settings = dict[str, dict[str, Any]]  # of .dvc/config
+OWN_CACHE = "own-cache"  # where there is no remote, processes of one machine meet in its cache, under this name
 # What of a remote's settings goes to other machines. Secrets stay: each has its own, in ~/.aws or its environment.
 SETTINGS = ("url", "endpointurl", "region", "profile", "user", "port")
 
@@ -43,58 +45,43 @@ class Group:
 
 
 class Plan:
-    """The stages of dvc.yaml, and for each the entry of dvc.lock that holds for it, as soon as one is known.
+    """The stages of a checkout, which of them are `settled`, that is known to be fresh, and the entries of dvc.lock."""
 
-    `lock` has entries to start from; those of the run cache that hold are added to it.
-    """
-
-    def __init__(self, repo: Repo, lock: Entries) -> None:
-        self.repo, self.lock, self.root = repo, lock, Path(repo.root_dir)
-        self.axes: dict[str, list[str]] = load_yaml(self.root / "params.yaml")
-        self.stages = {stage.name: stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"}
-        self.makers = {out.fs_path: (name, out) for name, stage in self.stages.items() for out in stage.outs}
+    def __init__(self, root: Path, lock: Entries | None = None) -> None:
+        self.root, self.lock = root, read_lock(root) if lock is None else lock
+        self.settings = meeting_place(Repo(str(root)))
+        self.alone = OWN_CACHE in self.settings["remote"]
+        self.repo = Repo(str(root), config=self.settings)
+        self.index = self.repo.index
+        self.stages = {stage.name: stage for stage in self.index.stages if stage.path_in_repo == "dvc.yaml"}
+        self.axes: dict[str, list[str]] = YAML(typ="safe").load(root / "params.yaml")
         self.settled: set[str] = set()
-
-    def maker(self, path: str) -> tuple[str, Any] | None:
-        """The stage that makes a file or directory, and the output in which it lies; None for a source."""
-        return next((self.makers[p] for p in map(str, (Path(path), *Path(path).parents)) if p in self.makers), None)
 
     def before(self, name: str) -> list[str]:
         """The stages that make what a stage depends on."""
-        found = (self.maker(dep.fs_path) for dep in self.stages[name].deps)
-        return list(dict.fromkeys(made[0] for made in found if made))
-
-    def inputs(self, names: Sequence[str]) -> list[str]:
-        """What these stages read of what other stages make: paths in the checkout."""
-        deps = [dep for name in names for dep in self.stages[name].deps]
-        made = {dep.def_path: self.maker(dep.fs_path) for dep in deps}
-        return sorted(path for path, found in made.items() if found and found[0] not in names)
+        return [stage.name for stage in self.index.graph.successors(self.stages[name])]
 
     def closure(self, names: Iterable[str]) -> list[str]:
         """These stages and all that they need, each after what it needs."""
-        ordered: dict[str, None] = {}
+        walks = (nx.dfs_postorder_nodes(self.index.graph, self.stages[name]) for name in names)
+        return list(dict.fromkeys(stage.name for walk in walks for stage in walk))
 
-        def visit(name: str) -> None:
-            if name not in ordered:
-                for earlier in self.before(name):
-                    visit(earlier)
-                ordered[name] = None
+    def maker(self, dep: Any) -> Any:
+        """The output in which a dependency lies; None for a source."""
+        return self.index.outs_trie.longest_prefix(dep.fs.parts(dep.fs_path)).get(None)
 
-        for name in names:
-            visit(name)
-        return list(ordered)
+    def inputs(self, names: Sequence[str]) -> list[str]:
+        """What these stages read of what other stages make: paths in the checkout."""
+        made = {dep.def_path: self.maker(dep) for name in names for dep in self.stages[name].deps}
+        return sorted(path for path, out in made.items() if out and out.stage.name not in names)
 
     def chosen(self, name: str) -> dict[str, str]:
-        """The values of the matrix's axes that a stage's name stands for: its variant, its precision, its layout."""
-        axes = {axis: self.axes.get(f"{axis}s", []) for axis in ("layout", "variant", "precision")}
-        for layout, variant, precision in product(["", *axes["layout"]], axes["variant"], ["", *axes["precision"]]):
-            if name.partition("@")[2] == "-".join(filter(None, (layout, variant, precision))):
-                return {k: v for k, v in zip(axes, (layout, variant, precision), strict=True) if v}
-        return {}
-
-    def is_cell(self, name: str) -> bool:
-        """Whether a stage belongs to one precision; what the others make is shared by all precisions of a variant."""
-        return "precision" in self.chosen(name)
+        """The values of the matrix's axes that a stage's name stands for: its layout, its variant, its precision."""
+        axes, cell = ("layout", "variant", "precision"), name.partition("@")[2]
+        layouts, variants, precisions = (self.axes[f"{axis}s"] for axis in axes)
+        choices = product(["", *layouts], variants, ["", *precisions])
+        values = next(choice for choice in choices if "-".join(filter(None, choice)) == cell)
+        return {axis: value for axis, value in zip(axes, values, strict=True) if value}
 
     def select(self, cells: str | Sequence[str]) -> list[str]:
         """The stages of the cells that match one pattern of several, with all they need. Raises PipelineError."""
@@ -105,20 +92,17 @@ class Plan:
             raise PipelineError(f"cells={cells} matches nothing; there are {', '.join(known)}")
         return self.closure(named)
 
-    def groups(self, names: Iterable[str], apart: Sequence[str] = ()) -> dict[str, Group]:
+    def groups(self, names: Sequence[str], apart: Sequence[str] = ()) -> dict[str, Group]:
         """Stages by the part of their names after the @; a stage in `apart` gets a group of its own."""
-
-        def group_of(name: str) -> str:
-            stage, _, cell = name.partition("@")
-            return f"{cell}-{stage}" if stage in apart else cell
-
-        found: dict[str, list[str]] = {}
+        group_of = {}
         for name in names:
-            found.setdefault(group_of(name), []).append(name)
+            stage, _, cell = name.partition("@")
+            group_of[name] = f"{cell}-{stage}" if stage in apart else cell
         groups = {}
-        for group, stages in found.items():
-            before = {group_of(earlier) for name in stages for earlier in self.before(name)}
-            groups[group] = Group(group, tuple(stages), frozenset(before & found.keys() - {group}))
+        for group in dict.fromkeys(group_of.values()):
+            stages = tuple(name for name in names if group_of[name] == group)
+            before = {group_of[earlier] for name in stages for earlier in self.before(name) if earlier in group_of}
+            groups[group] = Group(group, stages, frozenset(before - {group}))
         return groups
 
     def stale(self, names: Iterable[str]) -> list[str]:
@@ -128,20 +112,23 @@ class Plan:
                 self.settle(name)
         return [name for name in names if name not in self.settled]
 
-    def save(self, names: Iterable[str]) -> None:
-        """Writes what is known of these stages to dvc.lock."""
+    def save(self) -> None:
+        """Lays what is known over the entries of dvc.lock, whole or not at all."""
+        path = (self.root / LOCK).resolve()  # `make cell` works in a view of the project, where it is a link
+        partial = path.with_name(f".{LOCK}.part")
         with self.repo.lock:
-            write_lock(self.root, {name: self.lock[name] for name in names if name in self.lock})
+            YAML().dump({"schema": "2.0", "stages": read_lock(self.root) | self.lock}, partial)
+            partial.replace(path)
 
     def settle(self, name: str) -> None:
         """Looks for an entry that holds for a stage; for all stages that it needs there is one."""
         stage = self.stages[name]
         for dep in stage.deps:
-            made = self.maker(dep.fs_path)
-            if made is None:
+            if out := self.maker(dep):
+                if not borrow(dep, out):
+                    return
+            else:
                 dep.save()  # the hash of the source as it is
-            elif not borrow(dep, made[1]):
-                return
         key = recipe(to_single_stage_lockfile(stage))
         for entry in self.known(name, key):
             if recipe(entry) == key and self.kept(entry):
@@ -164,8 +151,8 @@ class Plan:
         folder = odb.fs.join(odb.path, "runs", key[:2], key)
         for path in sorted(odb.fs.find(folder)) if odb.fs.exists(folder) else ():
             try:
-                yield parse_yaml(odb.fs.read_text(path), path)
-            except (FileNotFoundError, YAMLFileCorruptedError):
+                yield YAML(typ="safe").load(odb.fs.read_text(path)) or {}
+            except (FileNotFoundError, YAMLError):
                 continue
 
     def kept(self, entry: Entry) -> bool:
@@ -179,13 +166,12 @@ def borrow(dep: Any, out: Any) -> bool:
     if dep.fs_path == out.fs_path:
         dep.meta, dep.hash_info = out.meta, out.hash_info
         return True
-    tree = out.get_dir_cache()
     inside = Path(dep.fs_path).relative_to(out.fs_path).parts
-    found = tree.get(out.cache, inside) if tree else None
-    if found is None:
-        return False
-    dep.meta, dep.hash_info = next((meta, oid) for key, meta, oid in tree if key == inside)
-    return True
+    for key, meta, hash_info in out.get_dir_cache() or ():
+        if key == inside:
+            dep.meta, dep.hash_info = meta, hash_info
+            return True
+    return False
 
 
 def recipe(entry: Entry) -> str:
@@ -197,44 +183,27 @@ def recipe(entry: Entry) -> str:
 def read_lock(root: Path) -> Entries:
     """The entries of dvc.lock by stage."""
     path = root / LOCK
-    return dict(load_yaml(path).get("stages", {})) if path.exists() else {}
+    return dict(YAML(typ="safe").load(path).get("stages", {})) if path.exists() else {}
 
 
-def write_lock(root: Path, entries: Entries) -> None:
-    """Lays entries over those of dvc.lock, whole or not at all. The caller holds DVC's lock where others may write."""
-    path = (root / LOCK).resolve()  # `make cell` works in a view of the project, where it is a link
-    partial = path.with_name(f".{LOCK}.part")
-    dump_yaml(partial, {"schema": "2.0", "stages": read_lock(root) | entries})
-    partial.replace(path)
-
-
-def meeting_place(repo: Repo) -> Settings | None:
-    """The settings of DVC's default remote that other machines get; None without one."""
-    if not (name := repo.config["core"].get("remote")):
-        return None
-    remote = repo.config["remote"][name]
-    return {"core": {"remote": name}, "remote": {name: {key: remote[key] for key in SETTINGS if key in remote}}}
-
-
-def own_cache(repo: Repo) -> Settings:
-    """Without a remote, processes of one machine meet in the cache of its checkout."""
+def meeting_place(repo: Repo) -> Settings:
+    """The settings of DVC's default remote that other machines get; without one, of the cache as a remote."""
+    if name := repo.config["core"].get("remote"):
+        remote = repo.config["remote"][name]
+        return {"core": {"remote": name}, "remote": {name: {key: remote[key] for key in SETTINGS if key in remote}}}
     cache = repo.cache.local_cache_dir
-    return {"core": {"remote": "cache"}, "remote": {"cache": {"url": cache}}, "cache": {"dir": cache}}
+    return {"core": {"remote": OWN_CACHE}, "remote": {OWN_CACHE: {"url": cache}}, "cache": {"dir": cache}}
 
 
 def run(cfg: DictConfig) -> None:
     """Prints for $GITHUB_OUTPUT the variants whose shared stages are stale, the stale cells, and the axes of all."""
-    repo = Repo()
-    plan = Plan(Repo(config=meeting_place(repo) or own_cache(repo)), read_lock(Path(repo.root_dir)))
+    plan = Plan(Path.cwd())
     chosen = [plan.chosen(name) for name in plan.stale(plan.select(cfg.cells))]
-    cells = ["-".join([each["variant"], each["precision"]]) for each in chosen if "precision" in each]
-    lines = {
-        "shared": list(dict.fromkeys(each["variant"] for each in chosen if "precision" not in each)),
-        "cells": list(dict.fromkeys(cells)),
-        "matrix": {"variant": plan.axes["variants"], "precision": plan.axes["precisions"]},
-    }
-    for key, value in lines.items():
-        print(f"{key}={json.dumps(value)}")
+    shared = [each["variant"] for each in chosen if "precision" not in each]
+    cells = [f"{each['variant']}-{each['precision']}" for each in chosen if "precision" in each]
+    print(f"shared={json.dumps(list(dict.fromkeys(shared)))}")
+    print(f"cells={json.dumps(list(dict.fromkeys(cells)))}")
+    print(f"matrix={json.dumps({'variant': plan.axes['variants'], 'precision': plan.axes['precisions']})}")
 
 
 if __name__ == "__main__":

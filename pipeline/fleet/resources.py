@@ -42,23 +42,20 @@ def wanted(device: DictConfig, nodes: list[dict[str, float]]) -> list[str]:
     return found
 
 
-def needs(group: Group, chosen: dict[str, str], cpus: int, smoke_on: list[str]) -> dict[str, Any]:
-    """What Ray must find free on a node for a group, as options of a task; `chosen` is its part of the matrix.
+def needs(group: Group, chosen: dict[str, str], cpus: int, smoke_on: list[str]) -> dict[str, float]:
+    """The resources of Ray that must be free on a node for a group; `chosen` is its part of the matrix.
 
     Memory and disk grow with the components together: rollout and smoke hold all of them uncompressed, 6.1 GB at 0.6B
     and 6.7 GB at 1.7B; calibrated int4 takes 9.0 GB there. On disk a cell has the exported graphs and its own twice,
     beside the checkpoint that another runtime's layout copies from.
     """
-    cfg = configuration([f"{key}={value}" for key, value in chosen.items()])
-    size = weights(cfg.variant)
+    size = weights(configuration([f"{key}={value}" for key, value in chosen.items()]).variant)
     spoken_on = smoke_on if any(name.startswith("smoke@") for name in group.stages) else []
     return {
-        "num_cpus": cpus,
+        "CPU": cpus,
         "memory": int(1 * GB + 2.3 * size),
-        "resources": {
-            "disk": (4 if "precision" in chosen else 2.5) * size / GB,
-            **{resource(name): 1.0 for name in spoken_on},
-        },
+        "disk": (4 if "precision" in chosen else 2.5) * size / GB,
+        **{resource(name): 1.0 for name in spoken_on},
     }
 
 
@@ -72,14 +69,12 @@ def weights(variant: DictConfig) -> float:
     return float(synthetic.size(*synthetic.configurations(variant.size, variant.kind, *own)))
 
 
-def fits(options: dict[str, Any], node: dict[str, float]) -> bool:
+def fits(asked: dict[str, float], node: dict[str, float]) -> bool:
     """Whether a node has, when nothing runs there, what a task asks for."""
-    asked = {"CPU": options["num_cpus"], "memory": options["memory"], **options["resources"]}
     return all(node.get(name, 0) >= amount for name, amount in asked.items())
 
 
-def describe(options: dict[str, Any]) -> str:
+def describe(asked: dict[str, float]) -> str:
     """What a task asks for, in words."""
-    disk, *devices = options["resources"].items()
-    asked = [f"{options['num_cpus']} CPUs", f"{options['memory'] / GB:.1f} GB of memory", f"{disk[1]:.1f} GB of disk"]
-    return ", ".join([*asked, *(name for name, _ in devices)])
+    devices = "".join(f", {name}" for name in asked if name.startswith(resource("")))
+    return f"{asked['CPU']:.0f} CPUs, {asked['memory'] / GB:.1f} GB of memory, {asked['disk']:.1f} GB of disk{devices}"

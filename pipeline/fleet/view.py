@@ -14,35 +14,32 @@ from dvc.config import Config
 from dvc.repo import Repo
 from omegaconf import OmegaConf
 
-from pipeline.fleet.plan import LOCK, write_lock
-from pipeline.stage import ROOT
+from pipeline.fleet.plan import LOCK
+from pipeline.stage import CONF, ROOT
 
 VIEW = ROOT / "build" / "cells"
-OWN = {"build", "params.yaml"}  # and hidden files but .dvcignore
 
 
 def make_view(variants: list[str], precisions: list[str], layouts: list[str]) -> None:
     """Writes the view. Exits with one line for a name that conf/ does not have."""
-    for group, names in (("variant", variants), ("precision", precisions), ("layout", layouts)):
-        known = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+    axes = {"variant": variants, "precision": precisions, "layout": layouts}
+    for group, names in axes.items():
+        known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         if unknown := [name for name in names if name not in known]:
             sys.exit(f"error: unknown {group} {unknown[0]!r}; known: {', '.join(known)}")
-    repo = Repo(str(ROOT))
-    settings = repo.config  # its paths are absolute
-    cache = {**settings["cache"], "dir": repo.cache.local_cache_dir}
     (VIEW / ".dvc").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create({f"{group}s": names for group, names in axes.items()}), VIEW / "params.yaml")
     (ROOT / "artifacts").mkdir(exist_ok=True)
     if not (ROOT / LOCK).exists():
-        write_lock(ROOT, {})  # DVC refuses a link that leads nowhere
-    for path in ROOT.iterdir():
-        shared = path.name not in OWN and (path.name == ".dvcignore" or not path.name.startswith("."))
-        if shared and not (VIEW / path.name).is_symlink():
+        (ROOT / LOCK).write_text("schema: '2.0'\n")  # DVC refuses a link that leads nowhere
+    for path in [ROOT / ".dvcignore", *ROOT.glob("[!.]*")]:
+        if path.name not in ("build", "params.yaml") and not (VIEW / path.name).is_symlink():
             (VIEW / path.name).symlink_to(Path("../..", path.name))
+    repo = Repo(str(ROOT))
+    core, cache, remote = (repo.config[section] for section in ("core", "cache", "remote"))  # their paths are absolute
     with Config(str(VIEW / ".dvc")).edit("repo") as config:
         # build/ is ignored by git, and so by DVC where it asks git.
-        config.update({"core": {**settings["core"], "no_scm": True}, "cache": cache, "remote": settings["remote"]})
-    axes = {"variants": variants, "precisions": precisions, "layouts": layouts}
-    OmegaConf.save(OmegaConf.create(axes), VIEW / "params.yaml")
+        config.update(core={**core, "no_scm": True}, cache={**cache, "dir": repo.cache.local_cache_dir}, remote=remote)
 
 
 if __name__ == "__main__":

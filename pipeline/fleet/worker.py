@@ -1,24 +1,22 @@
 """What a fleet runs on a node: a group, in a checkout of its own that is gone afterwards."""
 
-import fcntl
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import ray
 from dvc.config import Config
-from filelock import FileLock
 from ray.util.queue import Queue
 
 from pipeline.fleet.build_group import Built, build
-from pipeline.fleet.plan import Entries, Settings
+from pipeline.fleet.plan import Entries, Plan, Settings
 from pipeline.fleet.progress import Event, State
 from pipeline.fleet.resources import scratch_root
-from pipeline.stage import ROOT, PipelineError, one_line, unlocked
+from pipeline.stage import ROOT, PipelineError, one_line
 
 
 def work(name: str, stages: Sequence[str], lock: Entries, settings: Settings, patience: float, events: Queue) -> Built:
@@ -31,33 +29,29 @@ def work(name: str, stages: Sequence[str], lock: Entries, settings: Settings, pa
     tell("starts", State.STARTED)
     try:
         with scratch(settings) as checkout:
-            return build(checkout, stages, lock, patience, tell)
+            built = build(Plan(checkout, lock), stages, patience, tell)
     except (PipelineError, OSError) as error:
-        return Built(error=f"{name}: {one_line(error)}")
+        built = Built(error=f"{name}: {one_line(error)}")
+    built.node = node
+    return built
 
 
 @contextmanager
 def scratch(settings: Settings) -> Iterator[Path]:
-    """A copy of the project as the driver has it, without anything built.
+    """A copy of the project as the driver has it, without anything built; Ray unpacked it where this module lies.
 
-    Ray unpacked it where this module was imported from. What killed processes left is removed first: a checkout in use
-    is locked, and the system releases the lock with the process.
+    What killed processes left is removed first: a checkout has the process id of its owner as name.
     """
     root = scratch_root()
     root.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(f"{root}.lock"):
-        for left in root.iterdir():
-            if unlocked(left):
-                shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(dir=root))
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    for left in root.glob("[0-9]*"):
+        if not psutil.pid_exists(int(left.name)):
+            shutil.rmtree(left, ignore_errors=True)
+    checkout = root / str(os.getpid())
     try:
-        checkout = folder / "checkout"
         shutil.copytree(ROOT, checkout, symlinks=True)
         with Config(str(checkout / ".dvc")).edit("local") as config:
             config.update(settings)
         yield checkout
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        shutil.rmtree(checkout, ignore_errors=True)
