@@ -1,6 +1,7 @@
 """Tests of a fleet with real parts: S3 on loopback, Ray on three nodes, the stages (`make prove`).
 
-They take a quarter of an hour on two cores, so they are not part of `make test`, which collects only test_*.py.
+They take a quarter of an hour on two cores and set the environment of Ray and S3, so `make test`, which collects only
+test_*.py, does not even import them.
 """
 
 import json
@@ -37,6 +38,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
 
+pytestmark = pytest.mark.prove
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # one line per request
 PORT = 5055
 ENDPOINT = f"http://127.0.0.1:{PORT}"
