@@ -21,6 +21,7 @@ import pytest
 import soundfile
 
 from pipeline.stage import ROOT
+from qwen3_tts_ov.bundle import verified
 from tests.conftest import copied, free_port, until
 from tests.doubles.hub import Hub, serving, use
 
@@ -45,7 +46,7 @@ ELSEWHERE = {
     r"make (bench|prove|parity).*": "tests/test_benchmarks.py, tests/fleet/prove_fleet.py, tests/parity: their parts",
     r"(pip install \.|pip install -c constraints.txt --no-deps Resemblyzer pesq)": "tests/runtime/test_installed.py",
     r"make fleet ADDRESS=.*|.*pipeline\.fleet\.node.*": "tests/fleet/prove_fleet.py",
-    r"make cell .*LAYOUTS=.*": "tests/fleet/prove_fleet.py",
+    r"make cell .*LAYOUTS=.*": "test_a_command_that_builds_for_minutes_works",
     # Other projects' programs, which are not installed here.
     r"openarc .*|import openvino_genai\n.*": "their own projects",
 }
@@ -179,6 +180,16 @@ def test_every_command_of_a_model_card_works(desk, record_property):
         place = folder if "SHA256SUMS" in example.text or example.text.endswith(" .") else desk.folder
         desk.run(Example(f"cd {place} && {example.text}", example.line))
     record_property("documented commands run as they stand", len(here))
+
+
+@pytest.mark.prove
+def test_a_command_that_builds_for_minutes_works(desk):
+    shown = [example for document in DOCUMENTS for example in examples(document)]
+    long = [example for example in shown if re.fullmatch(r"make cell .*LAYOUTS=.*", example.text)]
+    assert long
+    for example in long:
+        desk.run(example)
+    verified(desk.folder / CELL / "openarc" / "bundle")
 
 
 def test_examples_are_extracted_from_a_document(tmp_path):

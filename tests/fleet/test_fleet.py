@@ -203,7 +203,7 @@ def test_entries_of_dvc_lock_are_merged(tmp_path):
     Plan(folder, {"b": {"cmd": "2"}}).save()
     assert read_lock(folder) == {"a": {"cmd": "1"}, "b": {"cmd": "2"}}
     assert os.listdir(folder) == before
-    assert not list(folder.glob("*.part")) and not list(folder.glob(".*.part"))
+    assert not list(folder.glob(".*.part"))
 
 
 def test_a_failing_remote_is_retried_and_given_up_in_one_line(monkeypatch):
