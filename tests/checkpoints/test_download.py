@@ -341,7 +341,7 @@ def test_a_hub_variant_can_be_made_from_a_seed(tmp_path):
     tiny = configuration(["variant=tiny-base"]).variant
     cfg = configuration(["variant=1.7b-base", "variant.source=synthetic", f"artifacts={tmp_path}"])
     assert (cfg.variant.size, cfg.variant.kind) == (tiny.size, tiny.kind)
-    assert download.plain(cfg.variant.get("config")) == {}
+    assert not cfg.variant.get("config"), "the size and the kind say it all"
 
 
 def test_a_synthetic_checkpoint_is_reproducible(artifact, tmp_path):
