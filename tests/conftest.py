@@ -101,10 +101,18 @@ def new_checkout(checkout: Path) -> Path:
     return checkout
 
 
-def copied(built: Path, target: Path) -> Path:
-    """A copy of the repository `built` with its one cell, for a test that changes it."""
-    other_cells = shutil.ignore_patterns("tiny-base", "tiny-voice-design", "fp16", "int4*", ".*.new")
-    shutil.copytree(built, target, symlinks=True, ignore=other_cells, copy_function=link_large)
+def copied(checkout: Path, target: Path) -> Path:
+    """A copy of a repository with its cell tiny-custom-voice-int8 and no other, for tests that change it."""
+
+    def others(folder: str, names: list[str]) -> set[str]:
+        """What other cells have; other processes may be building them now."""
+        if Path(folder) == checkout / "artifacts":
+            return set(names) - {"tiny-custom-voice", ".gitignore"}
+        if Path(folder) == checkout / "artifacts" / "tiny-custom-voice":
+            return set(names) & {"fp16", "int4", "int4-max"}
+        return set()
+
+    shutil.copytree(checkout, target, symlinks=True, ignore=others, copy_function=link_large)
     return target
 
 
@@ -122,33 +130,34 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder shared by all test processes of a run."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
-def checkout_of_all(shared: Path) -> Path:
+def checkout_of_all(run_folder: Path) -> Path:
     """A copy of the repository in which all test processes build what they need."""
-    checkout = shared / "checkout"
-    with FileLock(shared / "checkout.lock"):
+    checkout = run_folder / "checkout"
+    with FileLock(run_folder / "checkout.lock"):
         if not checkout.exists():
-            new_checkout(shared / "checkout.new").rename(checkout)
+            new_checkout(run_folder / "checkout.new").rename(checkout)
     return checkout
 
 
 @pytest.fixture(scope="session")
-def built(checkout_of_all: Path, shared: Path) -> Path:
-    """That repository once DVC has built one cell, tiny-custom-voice-int8, from checkpoint to smoke and score."""
-    with FileLock(shared / "tiny-custom-voice.lock"):
-        if not (checkout_of_all / "dvc.lock").exists():
+def built(checkout_of_all: Path, run_folder: Path) -> Path:
+    """That repository as it was when DVC had built one cell, tiny-custom-voice-int8, from checkpoint to score."""
+    with FileLock(run_folder / "tiny-custom-voice.lock"):
+        if not (run_folder / "built").exists():
             dvc(checkout_of_all, "repro", "smoke@tiny-custom-voice-int8", "score@tiny-custom-voice-int8")
-    return checkout_of_all
+            copied(checkout_of_all, run_folder / "built.new").rename(run_folder / "built")
+    return run_folder / "built"
 
 
 @pytest.fixture(scope="session")
-def artifact(checkout_of_all: Path, shared: Path, request: pytest.FixtureRequest) -> Callable[..., Path]:
+def artifact(checkout_of_all: Path, run_folder: Path, request: pytest.FixtureRequest) -> Callable[..., Path]:
     """`artifact("bundle", "tiny-base", "int8")`: the output of a stage, built first if it is missing.
 
     The directories are shared by all test processes; a test that changes one copies it. Different processes may build
@@ -160,7 +169,7 @@ def artifact(checkout_of_all: Path, shared: Path, request: pytest.FixtureRequest
         where = paths(configuration((*cell, f"artifacts={checkout_of_all}/artifacts")))
         if variant == "tiny-custom-voice" and stage != "download":
             request.getfixturevalue("built")
-        with FileLock(shared / f"{variant}.lock"):
+        with FileLock(run_folder / f"{variant}.lock"):
             for earlier in list(STAGES)[: list(STAGES).index(stage) + 1]:
                 if not getattr(where, STAGES[earlier]).exists():
                     done = run_stage(earlier, *cell, checkout=checkout_of_all)

@@ -76,6 +76,13 @@ def examples(document: Path) -> list[Example]:
     return found
 
 
+def joined(shown: list[Example]) -> list[Example]:
+    """The same, but the Python blocks of a page are one program, since later ones use the names of earlier ones."""
+    python = [one for one in shown if one.python]
+    program = [Example("".join(one.text for one in python), python[-1].line, python=True)] if python else []
+    return [one for one in shown if not one.python] + program
+
+
 class Desk:
     """A reader's workplace: a checkout with a built cell, a Hub, an environment, and running servers."""
 
@@ -161,7 +168,7 @@ def desk(built, artifact, tmp_path, monkeypatch) -> Iterator[Desk]:
 def test_every_command_of_a_document_works(document, desk, record_property):
     shown = examples(document)
     here = [one for one in shown if not any(re.fullmatch(each, one.text, re.DOTALL) for each in ELSEWHERE)]
-    for example in here:
+    for example in joined(here):
         desk.run(example)
     record_property("documented commands run as they stand", len(here))
     record_property("documented commands run by the tests named in ELSEWHERE", len(shown) - len(here))

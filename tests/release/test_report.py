@@ -154,6 +154,7 @@ def test_recorded_text_is_escaped_and_never_executed(artifact, tmp_path):
     recorded = read_metrics(folder)
     recorded["devices"]["GPU"] = {"status": "failed", "reason": "<script>alert(1)</script>"}
     with output(folder) as fresh:
+        shutil.copytree(folder, fresh, dirs_exist_ok=True)
         write_report(fresh, recorded)
     page = html.render([html.load(str(tmp_path), "tiny-custom-voice", "int8")])
     assert "failed: &lt;script&gt;alert(1)&lt;/script&gt;" in page
