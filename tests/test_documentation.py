@@ -84,7 +84,7 @@ def joined(shown: list[Example]) -> list[Example]:
 
 
 class Desk:
-    """A reader's workplace: a checkout with a built cell, a Hub, an environment, and running servers."""
+    """What a reader has at hand: a checkout with a built cell, a Hub, an environment, and running servers."""
 
     def __init__(self, folder: Path, words: dict[str, str], environment: dict[str, str]) -> None:
         self.folder, self.words, self.environment = folder, words, environment
