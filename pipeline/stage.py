@@ -268,7 +268,7 @@ def read_metrics(directory: Path) -> dict[str, Any]:
     """
     metrics: dict[str, Any] = read_json(metrics_of(directory))
     if without_measured(metrics) != read_report(directory):
-        raise PipelineError(f"{directory} and its metrics are not of the same run; `dvc checkout` brings back both")
+        raise PipelineError(f"{directory} and its metrics are from different runs; `dvc checkout` restores both")
     return metrics
 
 

@@ -294,7 +294,7 @@ def test_metrics_of_a_different_run_are_refused(tmp_path):
     with output(tmp_path / "ir") as fresh:
         report(fresh, {"size": 1, "measured": {"seconds": 1}})
     write_json(metrics_of(tmp_path / "ir"), {"size": 2, "measured": {"seconds": 1}})
-    with pytest.raises(PipelineError, match="not of the same run; `dvc checkout` brings back both"):
+    with pytest.raises(PipelineError, match="from different runs; `dvc checkout` restores both"):
         read_metrics(tmp_path / "ir")
     metrics_of(tmp_path / "ir").unlink()
     with pytest.raises(PipelineError, match=r"metrics/ir.json is missing; run the stage that makes it"):

@@ -27,10 +27,10 @@ def test_mel_features(official: Official):
     samples = torch.from_numpy(audio.load(SPEECH / "speech-24khz.flac", 24_000))[None, :48_000]
     found = official.checkpoint.load("speaker_encoder").mel(samples)[0].numpy()
     assert found.shape == official.golden["mel_features"].shape
-    difference = abs(found - official.golden["mel_features"])
-    # In the quietest bands the logarithm magnifies the rounding of the processor's Fourier transform.
-    assert np.quantile(difference, 0.99) <= 1e-4
-    assert difference.max() <= 1e-3
+    expected = official.golden["mel_features"]
+    # Below e^-9 the logarithm magnifies the rounding of the processor's Fourier transform, so magnitudes decide there.
+    assert abs(found - expected)[expected > -9].max() <= 1e-4
+    assert abs(np.exp(found) - np.exp(expected)).max() <= 1e-6
 
 
 def test_mel_filters(official: Official):
