@@ -163,9 +163,7 @@ class Checkpoint:
     def load(self, name: str) -> nn.Module:
         """One network with its weights, for inference. Raises CheckpointError for missing or misshapen tensors."""
         network = self._empty(name)
-        sources = {
-            parameter: self._sources(name, parameter, value) for parameter, value in network.state_dict().items()
-        }
+        sources = {parameter: self.sources(name, parameter, value) for parameter, value in network.state_dict().items()}
         missing, misshapen = self._faults(sources)
         if missing or misshapen:
             raise CheckpointError(f"{self.folder}: {name} does not fit its weights: {_listed(missing, misshapen)}")
@@ -178,7 +176,7 @@ class Checkpoint:
         no unknown one. Raises CheckpointError.
         """
         sources = {
-            f"{name}.{parameter}": self._sources(name, parameter, value)
+            f"{name}.{parameter}": self.sources(name, parameter, value)
             for name in self.names
             for parameter, value in self._empty(name).state_dict().items()
         }
@@ -204,7 +202,7 @@ class Checkpoint:
         with torch.device("meta"), _NoInitialValues():
             return NETWORKS[name].build(self.config)
 
-    def _sources(self, network: str, parameter: str, value: Tensor) -> dict[str, list[int]]:
+    def sources(self, network: str, parameter: str, value: Tensor) -> dict[str, list[int]]:
         """The checkpoint's tensors for a parameter and the shape of each: sums and usages for codebook tables."""
         for pattern, theirs in NETWORKS[network].names(self.config):
             if re.match(pattern, parameter):

@@ -168,11 +168,7 @@ _SINE = (2.28033068, -1.41531027, 0.14294946, -1.04749199)  # a, b, c, d
 
 
 class SnakeBeta(nn.Module):
-    """x + sin²(a x) / b, with a and b stored as logarithms (Ziyin et al. 2020, arXiv 2006.08195).
-
-    The sine is a polynomial, because OpenVINO's CPU plugin has no vector code for `Sin`. It is one of squares, each of
-    one operand: those the plugin runs as one pass over memory, where it would take one for each product of Horner's.
-    """
+    """x + sin²(a x) / b, with a and b stored as logarithms (Ziyin et al. 2020, arXiv 2006.08195)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -180,12 +176,21 @@ class SnakeBeta(nn.Module):
         self.beta = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        half_turns = x * (torch.exp(self.alpha)[:, None] / torch.pi)
-        amplitude = 1.0 / (torch.exp(self.beta)[:, None] + 1e-9)
-        t = torch.remainder(half_turns + 0.5, 1.0) - 0.5
-        a, b, c, d = _SINE
-        cosine = c * ((t**2 - a) ** 2 + b) ** 2 + d
-        return x + amplitude * (1.0 - cosine**2)
+        return snake(x, self.alpha, self.beta)
+
+
+def snake(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """SnakeBeta of x [batch, channels, steps] with logarithms [channels].
+
+    The sine is a polynomial, because OpenVINO's CPU plugin has no vector code for `Sin`. It is one of squares, each of
+    one operand: those the plugin runs as one pass over memory, where it would take one for each product of Horner's.
+    """
+    half_turns = x * (torch.exp(alpha)[:, None] / torch.pi)
+    amplitude = 1.0 / (torch.exp(beta)[:, None] + 1e-9)
+    t = torch.remainder(half_turns + 0.5, 1.0) - 0.5
+    a, b, c, d = _SINE
+    cosine = c * ((t**2 - a) ** 2 + b) ** 2 + d
+    return x + amplitude * (1.0 - cosine**2)
 
 
 class ResidualUnit(nn.Module):
@@ -248,12 +253,19 @@ class SpeechDecoder(nn.Module):
     def decode(self, codes: Tensor, history: History) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, with the history given."""
         x = self.semantic(codes[:, :1]) + self.acoustic(codes[:, 1:])
-        x = self.pre_conv(x, history).transpose(1, 2)
-        x = self.transformer(x, history).transpose(1, 2)
+        samples = self.waveform(self.latents(x, history), history)
+        return samples.clamp(-1, 1), history.present
+
+    def latents(self, rows: Tensor, history: History) -> Tensor:
+        """Looked-up codes [batch, codebook_dim, frames] to what is made audible, [batch, latent, frames]."""
+        x = self.pre_conv(rows, history).transpose(1, 2)
+        return self.transformer(x, history).transpose(1, 2)
+
+    def waveform(self, x: Tensor, history: History) -> Tensor:
+        """Latents [batch, latent, frames] to samples [batch, 1, 1920 * frames], not yet clamped."""
         for upsample, convnext in zip(self.upsamples, self.convnexts, strict=True):
             x = convnext(upsample(x, history), history)
         x = self.first_conv(x, history)
         for block in self.blocks:
             x = block(x, history)
-        x = self.last_conv(self.last_act(x), history)
-        return x.clamp(-1, 1), history.present
+        return self.last_conv(self.last_act(x), history)

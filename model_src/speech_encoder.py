@@ -128,8 +128,8 @@ class SpeechEncoder(nn.Module):
         self.semantic = Quantizer(config, config.num_semantic_quantizers)
         self.acoustic = Quantizer(config, tokenizer.encoder_valid_num_quantizers - config.num_semantic_quantizers)
 
-    def forward(self, audio: Tensor) -> Tensor:
-        """Samples [batch, samples] at 24 kHz to codes [batch, ceil(samples / 1920), 16]."""
+    def features(self, audio: Tensor) -> Tensor:
+        """Samples [batch, samples] at 24 kHz to what is quantised, [batch, hidden, ceil(samples / 1920)]."""
         config = self.config
         x = self.first_conv(audio[:, None])
         for block in self.blocks:
@@ -140,5 +140,9 @@ class SpeechEncoder(nn.Module):
         mask = causal_mask(steps[None], steps)
         for layer in self.layers:
             x = layer(x, positions, mask)
-        x = self.downsample(x.transpose(1, 2))
+        return self.downsample(x.transpose(1, 2))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Samples [batch, samples] at 24 kHz to codes [batch, ceil(samples / 1920), 16]."""
+        x = self.features(audio)
         return torch.cat((self.semantic(x), self.acoustic(x)), dim=-1)

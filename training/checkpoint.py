@@ -1,0 +1,157 @@
+"""The checkpoint folder in the layout of the released ones: its configuration, from which every step builds its
+networks, and at last its weights.
+
+The text vocabulary is the released one's first 256 tokens, the bytes, and the merges that make `assistant`, which
+prompts count as one token: a small corpus cannot teach 151,643 tokens. Special tokens follow as they do there.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich import print
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model_src.checkpoint import Checkpoint
+from model_src.config import CheckpointConfig
+from pipeline.checkpoints import tensors, tokenizer
+from pipeline.checkpoints.synthetic import RELEASE, merge
+from training.step import on_device, step, work
+
+ROLE = "assistant"
+RELEASED_TOKENS = 151_643  # in the released vocabulary, before the special ones
+TOKEN_IDS = ("im_start_token_id", "im_end_token_id", "tts_pad_token_id", "tts_bos_token_id", "tts_eos_token_id")
+
+
+@step
+def main(cfg: DictConfig) -> None:
+    """Writes the trained weights, and checks that they fit."""
+    from training.codec import load_codec
+    from training.talker import Language
+
+    on_device(cfg)
+    folder = Path(cfg.checkpoint)
+    config = configuration(cfg)
+    encoder, decoder, quantizer = load_codec(cfg)
+    if (adapted := work(cfg) / "decoder.safetensors").exists():
+        decoder.load_state_dict(load_file(adapted, device=cfg.device))
+    language = Language(cfg, config, quantizer)
+    language.load_state_dict(load_file(work(cfg) / "predictor.safetensors", device=cfg.device))
+    networks = language.plain() | {"speech_encoder": encoder, "speech_decoder": decoder}
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    parsed = json.loads((folder / "config.json").read_text())
+    codec = json.loads((folder / "speech_tokenizer" / "config.json").read_text())
+    empty = Checkpoint(folder)
+    stored = {name: tensor for key, module in networks.items() for name, tensor in named(empty, key, module)}
+    write(folder / "model.safetensors", tensors.model(parsed), stored, torch.bfloat16)
+    write(folder / "speech_tokenizer/model.safetensors", tensors.speech_tokenizer(codec), stored, torch.float32)
+    Checkpoint(folder).verify()
+    print(f"{folder}: written")
+
+
+def configuration(cfg: DictConfig) -> CheckpointConfig:
+    """Writes every file of the checkpoint folder but the weights, and reads them back."""
+    folder = Path(cfg.checkpoint)
+    (folder / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
+    tokens = write_tokenizer(folder)
+    networks = OmegaConf.to_container(cfg.talker.networks)
+    networks["code_predictor_config"]["layer_types"] = ["full_attention"] * networks["code_predictor_config"][
+        "num_hidden_layers"
+    ]
+    half = networks["head_dim"] // 2
+    third = half * 5 // 16  # the shares of the release: 24, 20 and 20 of 64
+    networks["rope_scaling"] = {"mrope_section": [half - 2 * third, third, third]}
+    released = json.loads((RELEASE / "config.json").read_text())
+    del released["speaker_encoder_config"]
+    released["talker_config"]["codec_language_id"] = {}
+    talker = networks | {
+        "text_vocab_size": tokens,
+        "spk_id": {name: voice.id for name, voice in cfg.speech.voices.items()},
+        "spk_is_dialect": dict.fromkeys(cfg.speech.voices, False),
+        "codec_language_id": {"english": 2050},
+    }
+    ids = {name: released[name] - RELEASED_TOKENS + len(vocabulary()) for name in TOKEN_IDS}
+    ids["assistant_token_id"] = len(vocabulary()) - 1
+    files = {
+        "config.json": merge(released, {"tts_model_type": "custom_voice", "talker_config": talker} | ids),
+        "generation_config.json": merge(
+            json.loads((RELEASE / "generation_config.json").read_text()), OmegaConf.to_container(cfg.generation)
+        ),
+        "speech_tokenizer/config.json": merge(
+            json.loads((RELEASE / "speech_tokenizer/config.json").read_text()),
+            OmegaConf.to_container(cfg.codec.networks),
+        ),
+    }
+    for name, content in files.items():
+        put(folder / name, json.dumps(content, indent=2))
+    for name in (
+        "preprocessor_config.json",
+        "speech_tokenizer/preprocessor_config.json",
+        "speech_tokenizer/configuration.json",
+    ):
+        put(folder / name, (RELEASE / name).read_text())
+    return CheckpointConfig.load(folder)
+
+
+def vocabulary() -> dict[str, int]:
+    """The tokens, in the spelling of vocab.json: the bytes, then the parts of `assistant` as Qwen's BPE merges them."""
+    released = json.loads(tokenizer.files()["vocab.json"])
+    tokens = list(released)[:256]
+    parts = [ROLE]
+    for token in parts:
+        if len(token) > 1:
+            parts += tokenizer.halves(token, released)
+    merged = sorted({token for token in parts if len(token) > 1}, key=released.__getitem__)
+    return {token: number for number, token in enumerate(tokens + merged)}
+
+
+def write_tokenizer(folder: Path) -> int:
+    """vocab.json, merges.txt and tokenizer_config.json; the number of tokens."""
+    tokens = vocabulary()
+    merges = [" ".join(tokenizer.halves(token, tokens)) for token in tokens if len(token) > 1]
+    settings = json.loads((RELEASE / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"] = {
+        str(int(number) - RELEASED_TOKENS + len(tokens)): token
+        for number, token in settings["added_tokens_decoder"].items()
+    }
+    put(folder / "vocab.json", json.dumps(tokens, ensure_ascii=False, separators=(",", ":")))
+    put(folder / "merges.txt", "".join(merge + "\n" for merge in merges))
+    put(folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False))
+    return len(tokens) + len(settings["added_tokens_decoder"])
+
+
+def put(path: Path, text: str) -> None:
+    """Writes a file whole: steps that run side by side all write it."""
+    partial = path.with_name(f".{os.getpid()}")
+    partial.write_text(text)
+    partial.rename(path)
+
+
+def named(checkpoint: Checkpoint, network: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A network's tensors under the checkpoint's names; a codebook is a sum of vectors, with a usage of 1."""
+    for parameter, value in module.state_dict().items():
+        sources = list(checkpoint.sources(network, parameter, value))
+        if parameter.endswith("tables"):
+            yield from zip(sources, value, strict=False)
+        else:
+            yield sources[0], value
+
+
+def write(path: Path, listing: list[tensors.Tensor], stored: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Writes the tensors that the layout lists; those that inference never reads are zero."""
+    weights = {}
+    for tensor in listing:
+        value = stored.get(tensor.name)
+        if value is None:
+            value = torch.full(tensor.shape, tensor.mean, device="cpu")
+        weights[tensor.name] = value.detach().cpu().reshape(tensor.shape).to(dtype).contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The codec: the encoder and the decoder of `model_src`, trained to give speech back through few codes.
+
+The first code of a frame is given by its phones (dataset.py); the encoder learns to hear it, and the decoder is told
+the right one, or for a third of the utterances what the encoder heard. What phones leave open goes through `groups`
+acoustic codebooks. Afterwards the codes of the whole corpus are written for the steps that follow.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from rich import print
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model_src.speech_decoder import SpeechDecoder
+from model_src.speech_encoder import SpeechEncoder
+from training import dataset
+from training.dataset import PhonePairs, Speech
+from training.loop import Loop
+from training.losses import Spectra
+from training.networks import codec, decode, random_crop
+from training.quantizer import ResidualQuantizer
+from training.speech import FRAME, PHONES
+from training.step import corpus, on_device, step, work
+
+WARMUP = 200  # steps
+KMEANS_BATCHES = 12
+
+
+@step
+def main(cfg: DictConfig) -> None:
+    on_device(cfg)
+    settings = cfg.codec
+    encoder, decoder = codec(cfg)
+    quantizer = ResidualQuantizer(settings.groups, settings.rows, encoder.config.codebook_dim, cfg.talker.predicted)
+    spectra = Spectra()
+    warm(cfg, encoder, decoder, spectra)
+    speech = dataset.load(cfg, corpus(cfg)["train"])
+    prepare(encoder, decoder, speech, settings.frames)
+    both = torch.nn.ModuleList([encoder, decoder])
+    train(cfg, both, quantizer, spectra, speech)
+    with torch.no_grad():
+        for network in (encoder, decoder):
+            network.acoustic.tables.zero_()
+            network.acoustic.tables[: settings.groups, : settings.rows] = quantizer.rows
+    save_file({k: v.contiguous() for k, v in both.state_dict().items()}, work(cfg) / "codec.safetensors")
+    write_codes(cfg, encoder, quantizer, speech)
+
+
+def load_codec(cfg: DictConfig) -> tuple[SpeechEncoder, SpeechDecoder, ResidualQuantizer]:
+    """The trained codec."""
+    encoder, decoder = codec(cfg)
+    torch.nn.ModuleList([encoder, decoder]).load_state_dict(load_file(work(cfg) / "codec.safetensors"))
+    quantizer = ResidualQuantizer(
+        cfg.codec.groups, cfg.codec.rows, encoder.config.codebook_dim, cfg.talker.predicted
+    ).to(cfg.device)
+    quantizer.rows = encoder.acoustic.tables[: cfg.codec.groups, : cfg.codec.rows].detach().clone()
+    return encoder, decoder, quantizer
+
+
+def phone_rows(pairs: PhonePairs, size: int) -> Tensor:
+    """The first codebook [codes, size]: two random vectors, one for each half's phone, added."""
+    draw = torch.Generator("cpu").manual_seed(1)
+    halves = torch.randn(2, len(PHONES), size, generator=draw, device="cpu") * 0.3
+    table = torch.from_numpy(pairs.table)
+    return halves[0][table[:, 0]] + halves[1][table[:, 1]]
+
+
+@torch.no_grad()
+def prepare(encoder: SpeechEncoder, decoder: SpeechDecoder, speech: Speech, frames: int) -> None:
+    """Latents of variance 1, and the first codebook."""
+    features = encoder.features(speech.audio(speech.crops(16, frames)))
+    for kind in (encoder.semantic, encoder.acoustic):
+        kind.input_proj.weight /= kind.input_proj(features).std()
+    rows = phone_rows(speech.pairs, decoder.semantic.tables.shape[-1])
+    for network in (encoder, decoder):
+        network.semantic.tables.copy_(rows[None])
+        network.semantic.tables.requires_grad_(False)
+        network.acoustic.tables.requires_grad_(False)
+
+
+def train(
+    cfg: DictConfig, both: torch.nn.ModuleList, quantizer: ResidualQuantizer, spectra: Spectra, speech: Speech
+) -> None:
+    settings = cfg.codec
+    encoder, decoder = both
+    trained = [p for p in both.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, settings.rate, (0.8, 0.99), weight_decay=1e-3)
+    loop = Loop("codec", work(cfg), settings.steps, settings.minutes, [both, quantizer], [optimizer], 0.998)
+    heard = torch.tensor(list(settings.heard))
+    for part in loop:
+        loop.rate(min(1, (loop.step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * part)))
+        frames = speech.crops(settings.batch, settings.frames)
+        audio = speech.audio(frames) * 10 ** (torch.randn(settings.batch, 1) * 0.06)
+        first = speech.first[frames]
+        with autocast(cfg):
+            features = encoder.features(audio)
+            meant = encoder.semantic.input_proj(features).transpose(1, 2).float()
+            latents = encoder.acoustic.input_proj(features).transpose(1, 2).float()
+        if loop.step >= settings.unquantized and not quantizer.started:
+            start_quantizer(cfg, encoder, quantizer, speech)
+        rows = encoder.semantic.tables[0]
+        logits = meant @ rows.T - rows.square().sum(-1) / 2
+        recognition = F.cross_entropy(logits.flatten(0, 1), first.flatten())
+        understood = logits.argmax(-1)
+        mistaken = (torch.rand(settings.batch, 1) < 0.3) & (loop.step > 600)
+        if quantizer.started:
+            drawn = heard[torch.randint(len(heard), (settings.batch,))]
+            acoustics, commitment = quantizer(latents, drawn)
+        else:
+            acoustics, commitment = latents, 1e-3 * latents.square().mean()
+        crop, lead = random_crop(settings.frames, settings.crop)
+        with autocast(cfg):
+            made = decode(decoder, torch.where(mistaken, understood, first), acoustics, crop)
+        made, wanted = compared(made.float(), audio, crop, lead)
+        distance = spectra(made, wanted)
+        variance = latents.flatten(0, 1).var(0).mean()
+        loss = 5 * distance + 0.75 * commitment + 0.2 * recognition + 0.3 * variance.clamp(min=1e-6).log().square()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 20.0)
+        optimizer.step()
+        loop.log(distance=distance, commitment=commitment, recognition=recognition, variance=variance)
+        if loop.step % 20 == 0:
+            right = (understood == first).float().mean()
+            loop.log(mel=(spectra.log_mel(made) - spectra.log_mel(wanted)).abs().mean(), first_right=right)
+
+
+def compared(made: Tensor, audio: Tensor, crop: slice, lead: int) -> tuple[Tensor, Tensor]:
+    """The samples to compare: of the crop without the frames that lead in."""
+    return made[:, lead * FRAME :], audio[:, (crop.start + lead) * FRAME : crop.stop * FRAME]
+
+
+@torch.no_grad()
+def start_quantizer(cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, speech: Speech) -> None:
+    batches = []
+    for _ in range(KMEANS_BATCHES):
+        with autocast(cfg):
+            features = encoder.features(speech.audio(speech.crops(cfg.codec.batch, cfg.codec.frames)))
+            batches.append(encoder.acoustic.input_proj(features).transpose(1, 2).float().flatten(0, 1))
+    quantizer.start(torch.cat(batches))
+
+
+@torch.no_grad()
+def write_codes(cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, speech: Speech) -> None:
+    """Writes codes.npz: `codes` [frames, 1 + groups], the first of the phones, and `heard`, the encoder's first."""
+    torch.backends.cudnn.benchmark = False  # every batch has a length of its own
+    codes = torch.zeros(speech.frames, 1 + len(quantizer.rows), dtype=torch.int16)
+    heard = torch.zeros(speech.frames, dtype=torch.int16)
+    codes[:, 0] = speech.first
+    order = np.argsort(speech.lengths)
+    for batch in np.array_split(order, max(1, int(speech.lengths.sum() * 1.1) // (cfg.codec.batch * 600))):
+        longest = int(speech.lengths[batch].max())
+        frames = (speech.starts[batch][:, None] + torch.arange(longest)).clamp(max=speech.frames - 1)
+        with autocast(cfg):
+            samples = (frames[..., None] * FRAME + torch.arange(FRAME)).flatten(1)
+            features = encoder.features(speech.waveform[samples].float() / 32767)
+            latents = encoder.acoustic.input_proj(features).transpose(1, 2).float()
+            meant = encoder.semantic.input_proj(features).transpose(1, 2).float()
+        inside = torch.arange(longest) < torch.as_tensor(speech.lengths[batch])[:, None]
+        codes[frames[inside], 1:] = quantizer.codes(latents[inside]).short()
+        rows = encoder.semantic.tables[0]
+        heard[frames[inside]] = (meant[inside] @ rows.T - rows.square().sum(-1) / 2).argmax(-1).short()
+    partial = work(cfg) / "codes.partial.npz"
+    np.savez(partial, codes=codes.cpu().numpy(), heard=heard.cpu().numpy())
+    partial.rename(work(cfg) / "codes.npz")
+    bits = [entropy(codes[:, group]) for group in range(codes.shape[1])]
+    right = (codes[:, 0] == heard).float().mean()
+    print(f"bits of each group {bits}; first code right {right:.3f}")
+
+
+def entropy(codes: Tensor) -> float:
+    """Bits of codes [frames]."""
+    share = torch.bincount(codes.long()).float() / len(codes)
+    share = share[share > 0]
+    return round(float(-(share * share.log2()).sum()), 2)
+
+
+def warm(cfg: DictConfig, encoder: SpeechEncoder, decoder: SpeechDecoder, spectra: Spectra) -> None:
+    """One step each way on noise: compiling and choosing kernels takes a minute, in which the speech can be made."""
+    if cfg.device != "cuda":
+        return
+    torch.backends.cudnn.benchmark = True
+    settings = cfg.codec
+    for start, lead in ((0, 0), (5, 2)):
+        audio = torch.randn(settings.batch, settings.frames * FRAME) * 0.1
+        first = torch.zeros(settings.batch, settings.frames, dtype=torch.long)
+        crop = slice(start, start + settings.crop)
+        with autocast(cfg):
+            latents = encoder.acoustic.input_proj(encoder.features(audio)).transpose(1, 2).float()
+            made = decode(decoder, first, latents, crop).float()
+        spectra(*compared(made, audio, crop, lead)).backward()
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        parameter.grad = None
+    print("codec: warm", flush=True)
+
+
+def autocast(cfg: DictConfig) -> torch.autocast:
+    return torch.autocast(cfg.device, dtype=torch.bfloat16, enabled=cfg.device == "cuda")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""How near decoded speech is to the original: spectra at four resolutions, and discriminators.
+
+Multi-period and STFT discriminators are those of HiFi-GAN (Kong et al. 2020, arXiv 2010.05646) and EnCodec (Défossez et
+al. 2022, arXiv 2210.13438), with few channels; they are trained by least squares.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+RESOLUTIONS = ((2048, 512, 128), (1024, 256, 80), (512, 128, 48), (256, 64, 24))  # FFT, hop, mel bands
+PERIODS = (2, 3, 5, 7, 11)
+JUDGED = 16_384  # samples that the discriminators see
+
+
+def mel_filters(size: int, bands: int, rate: int = 24_000) -> Tensor:
+    """[bands, size // 2 + 1], triangles evenly spaced on the mel scale up to half the rate."""
+    edges = 700 * (10 ** (torch.linspace(0, 2595 * math.log10(1 + rate / 1400), bands + 2) / 2595) - 1)
+    bins = torch.linspace(0, rate / 2, size // 2 + 1)
+    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.minimum(rise, fall).clamp(min=0)
+
+
+class Spectra(nn.Module):
+    """Distance of two waveforms [batch, samples]: log mel, log magnitude and spectral convergence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for size, _, bands in RESOLUTIONS:
+            self.register_buffer(f"mel{size}", mel_filters(size, bands))
+            self.register_buffer(f"window{size}", torch.hann_window(size))
+
+    def magnitudes(self, x: Tensor, size: int, hop: int) -> Tensor:
+        window = getattr(self, f"window{size}")
+        return torch.stft(x, size, hop, size, window, center=True, return_complex=True).abs()
+
+    def log_mel(self, x: Tensor, size: int = 1024, hop: int = 256) -> Tensor:
+        return (getattr(self, f"mel{size}") @ self.magnitudes(x, size, hop)).clamp(min=1e-5).log()
+
+    def forward(self, made: Tensor, wanted: Tensor) -> Tensor:
+        total = made.new_zeros(())
+        for size, hop, _ in RESOLUTIONS:
+            mel = getattr(self, f"mel{size}")
+            a, b = self.magnitudes(made, size, hop), self.magnitudes(wanted, size, hop)
+            mels = ((mel @ a).clamp(min=1e-5).log10() - (mel @ b).clamp(min=1e-5).log10()).abs().mean()
+            logs = (a.clamp(min=1e-4).log() - b.clamp(min=1e-4).log()).abs().mean()
+            total = total + 2 * mels + 0.5 * logs + 0.5 * (a - b).norm() / (b.norm() + 1e-5)
+        return total / len(RESOLUTIONS)
+
+
+class PeriodDiscriminator(nn.Module):
+    """Sees every `period`-th sample side by side."""
+
+    def __init__(self, period: int, channels: tuple[int, ...] = (1, 16, 32, 64, 128)) -> None:
+        super().__init__()
+        self.period = period
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(inputs, outputs, (5, 1), (3, 1), (2, 0))) for inputs, outputs in pairwise(channels)
+        )
+        self.layers.append(weight_norm(nn.Conv2d(channels[-1], channels[-1], (5, 1), 1, (2, 0))))
+        self.last = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), 1, (1, 0)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.pad(x[:, None], (0, -x.shape[-1] % self.period), mode="reflect")
+        return judge(x.unflatten(-1, (-1, self.period)), self.layers, self.last)
+
+
+class SpectrumDiscriminator(nn.Module):
+    """Sees the complex spectrum."""
+
+    def __init__(self, size: int, channels: int = 16) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("window", torch.hann_window(size))
+        wide = [nn.Conv2d(channels, channels, (3, 9), (1, 2), (1, 4)) for _ in range(3)]
+        first, last = nn.Conv2d(2, channels, (3, 9), 1, (1, 4)), nn.Conv2d(channels, channels, 3, 1, 1)
+        self.layers = nn.ModuleList(map(weight_norm, (first, *wide, last)))
+        self.last = weight_norm(nn.Conv2d(channels, 1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            z = torch.stft(x.float(), self.size, self.size // 4, self.size, self.window, return_complex=True)
+        return judge(torch.view_as_real(z).permute(0, 3, 2, 1), self.layers, self.last)
+
+
+def judge(x: Tensor, layers: nn.ModuleList, last: nn.Module) -> list[Tensor]:
+    """The features of each layer, and the verdict as the last one."""
+    features = []
+    for layer in layers:
+        x = F.leaky_relu(layer(x), 0.1)
+        features.append(x)
+    return [*features, last(x)]
+
+
+class Discriminators(nn.ModuleList):
+    def __init__(self) -> None:
+        super().__init__(map(PeriodDiscriminator, PERIODS))
+        self.extend(SpectrumDiscriminator(size) for size in (2048, 1024, 512))
+
+    def told_apart(self, made: Tensor, real: Tensor) -> Tensor:
+        """The discriminators' loss on waveforms [batch, samples]."""
+        loss = made.new_zeros(())
+        for discriminator in self:
+            loss = loss + discriminator(made)[-1].float().square().mean()
+            loss = loss + (discriminator(real)[-1].float() - 1).square().mean()
+        return loss
+
+    def fooled(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's losses: how far it is from fooling them, and how far their features lie apart."""
+        adversarial, features = made.new_zeros(()), made.new_zeros(())
+        for discriminator in self:
+            *found, verdict = discriminator(made)
+            with torch.no_grad():
+                *wanted, _ = discriminator(real)
+            adversarial = adversarial + (verdict.float() - 1).square().mean()
+            apart = sum((a.float() - b.float()).abs().mean() for a, b in zip(found, wanted, strict=True))
+            features = features + apart / len(found)
+        return adversarial, features

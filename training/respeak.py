@@ -1,0 +1,72 @@
+"""The whole corpus in the talker's words: the acoustic codes that the code predictor says for the true first codes.
+
+Each frame hangs on those before it. Instead of one frame after another, all are said at once and said again with what
+was said as their past; what a frame says hardly changes after a few rounds.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from rich import print
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen2Tokenizer
+
+from training import dataset
+from training.checkpoint import configuration
+from training.codec import autocast
+from training.prompts import Batch, Prompts
+from training.step import corpus, on_device, step, work
+from training.talker import Language, Task, acoustics
+
+ROUNDS = 4
+
+
+@step
+@torch.no_grad()
+def main(cfg: DictConfig) -> None:
+    on_device(cfg)
+    config = configuration(cfg)
+    speech = dataset.load(cfg, corpus(cfg)["train"], waveform=False)
+    quantizer, codes = acoustics(cfg)
+    language = Language(cfg, config, quantizer).to(cfg.device)
+    language.load_state_dict(load_file(work(cfg) / "predictor.safetensors", device=cfg.device))
+    tokenizer = Qwen2Tokenizer.from_pretrained(cfg.checkpoint, local_files_only=True).backend_tokenizer
+    prompts = Prompts(cfg, speech, tokenizer)
+    task = Task(cfg, language, speech, prompts, quantizer, codes[:, : language.predicted].clone())
+    everything = np.argsort(prompts.lengths)
+    changed, frames = torch.zeros(ROUNDS), 0
+    for places in prompts.pieces(everything, cfg.talker.positions):
+        batch = prompts.build(everything[places], everything[places])
+        spoken = batch.next >= 0
+        for number in range(ROUNDS):
+            said = say(task, batch, spoken)
+            changed[number] += (said != task.codes[batch.next[spoken]]).float().mean(1).sum()
+            task.codes[batch.next[spoken]] = said
+        frames += len(said)
+    partial = work(cfg) / "said.partial.npz"
+    np.savez(partial, codes=task.codes.cpu().numpy())
+    partial.rename(work(cfg) / "said.npz")
+    print(f"changed in each round: {[round(share, 3) for share in (changed / frames).tolist()]}")
+
+
+def say(task: Task, batch: Batch, spoken: Tensor) -> Tensor:
+    """The likeliest acoustic codes [count, groups] of all frames that a batch predicts."""
+    language = task.language
+    rows, _ = language.first_rows()
+    heads = language.group_heads()
+    with autocast(task.cfg):
+        hidden = language.hidden(task.inputs(batch, rows, noisy=False))[spoken].float()
+    inputs = [hidden, F.embedding(task.first[batch.next[spoken]], rows)]
+    said: list[Tensor] = []
+    for group in range(language.predicted):
+        with autocast(task.cfg):
+            state = language.predict(torch.stack(inputs, 1))[:, -1]
+        said.append((state.float() @ heads[group].T).argmax(-1))
+        inputs.append(F.embedding(said[-1], language.codebooks[group]) @ language.acoustic_rows)
+    return torch.stack(said, -1).short()
+
+
+if __name__ == "__main__":
+    main()
