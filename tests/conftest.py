@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pipeline.stage import ROOT, configuration, paths
+from pipeline.stage import ROOT, paths_of
 from tests.official import GOLDEN, LIVE, VARIANTS, Official
 
 # Stages and the outputs that `paths` gives for them, in order of dependency.
@@ -166,7 +166,7 @@ def artifact(checkout_of_all: Path, run_folder: Path, request: pytest.FixtureReq
 
     def get(stage: str, variant: str = "tiny-custom-voice", precision: str = "int8") -> Path:
         cell = (f"variant={variant}", f"precision={precision}")
-        where = paths(configuration((*cell, f"artifacts={checkout_of_all}/artifacts")))
+        where = paths_of(checkout_of_all / "artifacts", variant, precision)
         if variant == "tiny-custom-voice" and stage != "download":
             request.getfixturevalue("built")
         with FileLock(run_folder / f"{variant}.lock"):
@@ -197,7 +197,7 @@ def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
 
     def get(layout: str) -> Path:
         chosen = ("variant=tiny-base", "precision=int8", f"layout={layout}", f"artifacts={artifacts}")
-        made = paths(configuration(chosen)).bundle
+        made = paths_of(artifacts, "tiny-base", "int8", layout).bundle
         with lock:
             for stage in () if made.exists() else ("build", "export", "compress", "bundle"):
                 done = run_stage(stage, *chosen)
