@@ -8,12 +8,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
 
-from pipeline.stage import ROOT, paths_of
+from pipeline.stage import ROOT, configuration, paths_of
 from tests.official import GOLDEN, LIVE, VARIANTS, Official
 
 # Stages and the outputs that `paths` gives for them, in order of dependency.
@@ -72,6 +75,20 @@ def make(folder: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def configured(*overrides: str) -> DictConfig:
+    """`configuration(overrides)` for tests that differ only in their folders: Hydra takes a quarter of a second."""
+    folders = [override for override in overrides if "=/" in override]
+    cfg = deepcopy(composed(tuple(override for override in overrides if override not in folders)))
+    for override in folders:
+        OmegaConf.update(cfg, *override.split("=", 1))
+    return cfg
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> DictConfig:
+    return configuration(overrides)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -134,6 +151,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder shared by all test processes of a run."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def user_cache(run_folder: Path) -> Path:
+    """The folder of the user's caches (XDG_CACHE_HOME) for tests that do not look into it."""
+    return run_folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def model_cache(user_cache: Path) -> Path:
+    """The folder there for compiled models, for tests that only want to speak: compiling takes seconds a bundle."""
+    return user_cache / "qwen3-tts-ov" / "models"
 
 
 @pytest.fixture(scope="session")

@@ -24,14 +24,14 @@ from pipeline.stage import (
     configuration,
     list_files,
     metrics_of,
-    paths,
+    paths_of,
     read_metrics,
     without_measured,
     write_json,
 )
 from qwen3_tts_ov import Bundle, BundleError
 from qwen3_tts_ov.bundle import bundle_id, verified
-from tests.conftest import run_stage
+from tests.conftest import configured, run_stage
 from tests.doubles.hub import TOKEN, Hub, serving, use
 
 CELL = ("variant=tiny-custom-voice", "precision=int8")
@@ -49,9 +49,9 @@ def released(artifact, tmp_path) -> Paths:
             if metrics_of(source).exists():
                 metrics_of(copy).parent.mkdir()
                 shutil.copy2(metrics_of(source), metrics_of(copy))
-        where = paths(configuration([CELL[0], f"precision={precision}", f"artifacts={tmp_path}/artifacts"]))
+        where = paths_of(tmp_path / "artifacts", "tiny-custom-voice", precision)
         edit_bundle(where, lambda manifest: manifest["provenance"].update(git=COMMITTED))
-    return paths(configuration([*CELL, f"artifacts={tmp_path}/artifacts"]))
+    return paths_of(tmp_path / "artifacts", "tiny-custom-voice", "int8")
 
 
 def link_large(source: str, target: str) -> None:
@@ -80,7 +80,7 @@ def overrides(where: Paths, *more: str) -> list[str]:
 
 
 def run(where: Paths, *more: str) -> None:
-    publish.run(configuration(overrides(where, *more)))
+    publish.run(configured(*overrides(where, *more)))
 
 
 def target(where: Paths, name: str = "v0.1.0") -> Path:
@@ -320,7 +320,7 @@ def test_allowed_missed_bounds_are_listed_in_manifest_and_card(released):
 def test_a_bound_of_score_refuses_real_weights_that_were_not_scored(released):
     run(released, "+score.bounds.stoi=0.9", "publish.tag=synthetic")
     for precision in ("int8", "fp16"):
-        where = paths(configuration(overrides(released, f"precision={precision}")))
+        where = paths_of(released.checkpoint.parents[1], "tiny-custom-voice", precision)
         edit_bundle(where, lambda manifest: manifest["source"].update(repo="local"))
     with pytest.raises(PipelineError, match=r"stoi is not measured \(score has not run on this bundle\)"):
         run(released, "+score.bounds.stoi=0.9")
@@ -342,7 +342,7 @@ def test_a_layout_without_a_repository_is_refused(released):
 @pytest.fixture
 def openarc(released) -> Paths:
     """The bundle, disguised as one in OpenArc's layout that was built beside it."""
-    where = paths(configuration([*CELL, f"artifacts={released.checkpoint.parents[1]}", "layout=openarc"]))
+    where = paths_of(released.checkpoint.parents[1], "tiny-custom-voice", "int8", "openarc")
     shutil.copytree(released.bundle, where.bundle, copy_function=link_large)
     manifest = manifest_of(released.bundle)
     evidence = manifest["evidence"] | {"openarc": manifest["evidence"]}
@@ -514,4 +514,4 @@ def test_no_network_is_one_line(released, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     root = released.checkpoint.parents[1]
     with pytest.raises(PipelineError, match="the Hub cannot be reached"):
-        publish.run(configuration([*CELL, f"artifacts={root}", "publish=hub", "publish.owner=acme"]))
+        publish.run(configured(*CELL, f"artifacts={root}", "publish=hub", "publish.owner=acme"))

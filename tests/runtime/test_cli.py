@@ -36,15 +36,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def run(work: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+def run(
+    work: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Run:
     """`run("voices", folder)`: the program's entry point, in this process; tests that need a real one start it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(user_cache))
 
     def run(*arguments: object, stdin: bytes = b"") -> Done:
         monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(stdin)))
@@ -142,7 +139,7 @@ def test_bundles_are_described_for_people_and_programs(run, custom_voice, voice)
 
 
 @pytest.mark.parametrize("variant", ["tiny-custom-voice", "tiny-base", "tiny-voice-design"])
-def test_bench_measures_every_kind_of_bundle(run, cache, artifact, variant):
+def test_bench_measures_every_kind_of_bundle(run, user_cache, artifact, variant):
     folder = artifact("bundle", variant, "int8")
     figures = json.loads(succeed(run("bench", folder, "--rounds", 2, "--frames", 6, "--json")))
     assert len(figures["frames"]) == 2
@@ -156,7 +153,7 @@ def test_bench_measures_every_kind_of_bundle(run, cache, artifact, variant):
         assert 0.3 * held < figures["weights_mb_a_frame"][name] < passes * held
     assert min(figures["compile_cold_seconds"], figures["compile_warm_seconds"]) > 0
     assert figures["peak_memory_mb"] > 50
-    assert not list((cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is removed"
+    assert not list((user_cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is removed"
     assert "real time factor" in succeed(run("bench", folder, "--rounds", 1, "--frames", 4))
 
 
