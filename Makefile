@@ -25,7 +25,7 @@ all: setup
 
 # One process per core, each with one thread: more threads only slow these small networks down.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 
 prove: setup
 	$(BIN)/pytest -m prove tests tests/fleet/prove_fleet.py

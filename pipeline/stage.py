@@ -315,7 +315,8 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises PipelineError when the process dies, as it does when the system takes its memory away.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])  # the imports are done once, before the forks
+    # A child imports what its parent's main module does: torch alone takes two seconds. Here it is done once for all.
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith("pipeline.")])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         try:
             return pool.submit(function, *arguments).result()

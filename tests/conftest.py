@@ -29,6 +29,7 @@ STAGES = {
     "bundle": "bundle",
     "smoke": "smoke",
 }
+LONGEST = {"test_cli.py", "test_documentation.py", "test_pipeline.py", "test_publish.py", "test_speech.py"}
 
 
 def run_stage(stage: str, *overrides: str, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -42,6 +43,25 @@ def run_stage(stage: str, *overrides: str, checkout: Path = ROOT) -> subprocess.
         timeout=600,
         check=False,
     )
+
+
+def run_stages(stages: list[str], *overrides: str, checkout: Path) -> None:
+    """Runs stages one after another in a single process: each alone spends seconds on imports."""
+    script = (
+        "import sys; from importlib import import_module; from pipeline.stage import configuration\n"
+        "stages = [import_module(f'pipeline.{name}') for name in sys.argv[1].split(',')]\n"
+        "for stage in stages: stage.run(configuration(sys.argv[2:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, ",".join(stages), *overrides],
+        cwd=checkout,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def dvc(checkout: Path, *arguments: str) -> str:
@@ -199,10 +219,9 @@ def artifact(checkout_of_all: Path, run_folder: Path, request: pytest.FixtureReq
         if variant == "tiny-custom-voice" and stage != "download":
             request.getfixturevalue("built")
         with FileLock(run_folder / f"{variant}.lock"):
-            for earlier in list(STAGES)[: list(STAGES).index(stage) + 1]:
-                if not getattr(where, STAGES[earlier]).exists():
-                    done = run_stage(earlier, *cell, checkout=checkout_of_all)
-                    assert done.returncode == 0, done.stderr
+            needed = list(STAGES)[: list(STAGES).index(stage) + 1]
+            if missing := [each for each in needed if not getattr(where, STAGES[each]).exists()]:
+                run_stages(missing, *cell, checkout=checkout_of_all)
         made: Path = getattr(where, STAGES[stage])
         return made
 
@@ -228,9 +247,8 @@ def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
         chosen = ("variant=tiny-base", "precision=int8", f"layout={layout}", f"artifacts={artifacts}")
         made = paths_of(artifacts, "tiny-base", "int8", layout).bundle
         with lock:
-            for stage in () if made.exists() else ("build", "export", "compress", "bundle"):
-                done = run_stage(stage, *chosen)
-                assert done.returncode == 0, done.stderr
+            if not made.exists():
+                run_stages(["build", "export", "compress", "bundle"], *chosen, checkout=ROOT)
         return made
 
     return get
@@ -243,6 +261,11 @@ def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_
     if LIVE:
         return Official.load(LIVE / request.param / "checkpoint", LIVE / request.param / "golden.npz", scratch)
     return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
