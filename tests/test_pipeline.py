@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def checkout(built, tmp_path_factory) -> Path:
 
 def stale(checkout: Path) -> set[str]:
     """The stages of the built cell with a changed input."""
-    with Repo(str(checkout)) as repo:  # `dvc status`, without the seconds that it takes to start
+    with chdir(checkout), Repo() as repo:  # `dvc status`, without the seconds that it takes to start
         return {name.partition("@")[0] for name in repo.status([f"smoke@{CELL}"], with_deps=True)}
 
 
