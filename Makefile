@@ -1,7 +1,7 @@
 # make        sets up the environment, and builds and checks a bundle for every cell of params.yaml
 # make test   sets up the environment and runs every test
 # make lint   checks style and types
-# make prove  checks the guarantees of a fleet, with S3 and a Ray cluster of three nodes; takes a quarter of an hour
+# make prove  runs what takes longer: a fleet with S3 and a Ray cluster of three nodes, second builds, further kinds
 # make parity compares the networks with a live run of the official package: SIZE=tiny, 0.6b or 1.7b (random weights)
 # make golden recomputes the golden values of `make test`
 # make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= for other runtimes; REMOTE= shares it through DVC
@@ -25,7 +25,7 @@ all: setup
 
 # One process per core, each with one thread: more threads only slow these small networks down.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 
 prove: setup
 	$(BIN)/pytest -m prove tests tests/fleet/prove_fleet.py

@@ -36,10 +36,11 @@ def run(cfg: DictConfig) -> None:
             if GRAPHS[name].adapts:  # the rollouts did not go through its ports
                 stored = {key: value for key, value in stored.items() if key not in NEED_DATA}
             measured[name] = alone(compress, where.ir / xml.name, xml, stored, where.rollout)
-            compared = closeness.compare(xml, where.model / f"{name}.safetensors")
+            compared, judged = alone(
+                quality.assess, name, xml, where.model / f"{name}.safetensors", where.ir / xml.name, where.rollout
+            )
             exact = dict(cfg.parity.f16.get(policy, cfg.parity.f16.default)) if stored["mode"] == "f16" else {}
             closeness.check(name, compared, exact)
-            judged = alone(quality.judge, name, xml, where.ir / xml.name, where.rollout)
             figures, held = worst(compared) | judged, bounds.get(policy, {})
             if GRAPHS[name].adapts:  # its component is fed the texts for both
                 held = {measure: bound for measure, bound in held.items() if measure in figures}

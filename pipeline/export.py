@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from pipeline.graphs.adaptors import graph_names
 from pipeline.graphs.convert import export
+from pipeline.graphs.teacher_forcing import request
 from pipeline.judging.closeness import check, compare
 from pipeline.stage import alone, main, output, paths, read_report, report, track
 from qwen3_tts_ov.memory import peak_bytes
@@ -32,7 +33,7 @@ def run(cfg: DictConfig) -> None:
     with output(where.ir) as ir:
         for name in track(graph_names(cfg.layout, kind), "export"):
             measured[name] = alone(export, name, where.checkpoint, ir, labels, cfg.layout)
-            components[name] = compare(ir / f"{name}.xml", where.model / f"{name}.safetensors")
+            components[name] = compare(request(ir / f"{name}.xml"), where.model / f"{name}.safetensors")
             check(name, components[name], cfg.parity.export)
         own = peak_bytes()  # where the graphs are compared
         peak = max([own, *(process["peak_bytes"] for process in measured.values())])

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.judging import gates
-from pipeline.stage import ROOT, PipelineError, configuration, main, paths, read_json, read_metrics, read_report
+from pipeline.stage import ROOT, PipelineError, main, paths_of, read_json, read_metrics, read_report
 from qwen3_tts_ov.bundle import MANIFEST
 
 # The plot is DVC's too (`dvc plots show`), which puts the points where this marker stands.
@@ -91,7 +91,7 @@ def picture(cells: list[Cell]) -> str:
 
 def load(artifacts: str, variant: str, precision: str) -> Cell:
     """Reads the reports of one cell."""
-    where = paths(configuration((f"variant={variant}", f"precision={precision}", f"artifacts={artifacts}")))
+    where = paths_of(Path(artifacts), variant, precision)
     smoke, compress = read_metrics(where.smoke), read_report(where.compressed)
     return Cell(variant, precision, where.smoke, smoke, compress, read_json(where.bundle / MANIFEST))
 

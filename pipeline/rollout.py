@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/rollout: <split>.safetensors with arrays `<text>.<what>` (see `speak`)."""
     where, said = paths(cfg), cfg.rollout
     # Compiled separately: it takes a batch of rows, and the runtime's only one frame.
-    predictor = teacher_forcing.compiled(where.ir / "code_predictor.xml").create_infer_request()
+    predictor = teacher_forcing.request(where.ir / "code_predictor.xml")
     likeliest = partial(teacher_forcing.likeliest, predictor)
     model = exported(cfg.variant.name, where.checkpoint, where.ir)
     synthesizer = Synthesizer(model, properties={"default": EXACT}, cache_dir=False)

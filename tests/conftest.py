@@ -8,12 +8,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
 
-from pipeline.stage import ROOT, configuration, paths
+from pipeline.stage import ROOT, configuration, paths_of
 from tests.official import GOLDEN, LIVE, VARIANTS, Official
 
 # Stages and the outputs that `paths` gives for them, in order of dependency.
@@ -26,6 +29,7 @@ STAGES = {
     "bundle": "bundle",
     "smoke": "smoke",
 }
+LONGEST = {"test_cli.py", "test_documentation.py", "test_pipeline.py", "test_publish.py", "test_speech.py"}
 
 
 def run_stage(stage: str, *overrides: str, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -39,6 +43,25 @@ def run_stage(stage: str, *overrides: str, checkout: Path = ROOT) -> subprocess.
         timeout=600,
         check=False,
     )
+
+
+def run_stages(stages: list[str], *overrides: str, checkout: Path) -> None:
+    """Runs stages one after another in a single process: each alone spends seconds on imports."""
+    script = (
+        "import sys; from importlib import import_module; from pipeline.stage import configuration\n"
+        "stages = [import_module(f'pipeline.{name}') for name in sys.argv[1].split(',')]\n"
+        "for stage in stages: stage.run(configuration(sys.argv[2:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, ",".join(stages), *overrides],
+        cwd=checkout,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def dvc(checkout: Path, *arguments: str) -> str:
@@ -72,6 +95,20 @@ def make(folder: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def configured(*overrides: str) -> DictConfig:
+    """`configuration(overrides)` for tests that differ only in their folders: Hydra takes a quarter of a second."""
+    folders = [override for override in overrides if "=/" in override]
+    cfg = deepcopy(composed(tuple(override for override in overrides if override not in folders)))
+    for override in folders:
+        OmegaConf.update(cfg, *override.split("=", 1))
+    return cfg
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> DictConfig:
+    return configuration(overrides)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -137,6 +174,18 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def user_cache(run_folder: Path) -> Path:
+    """The folder of the user's caches (XDG_CACHE_HOME) for tests that do not look into it."""
+    return run_folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def model_cache(user_cache: Path) -> Path:
+    """The folder there for compiled models, for tests that only want to speak: compiling takes seconds a bundle."""
+    return user_cache / "qwen3-tts-ov" / "models"
+
+
+@pytest.fixture(scope="session")
 def checkout_of_all(run_folder: Path) -> Path:
     """A copy of the repository in which all test processes build what they need."""
     checkout = run_folder / "checkout"
@@ -166,14 +215,13 @@ def artifact(checkout_of_all: Path, run_folder: Path, request: pytest.FixtureReq
 
     def get(stage: str, variant: str = "tiny-custom-voice", precision: str = "int8") -> Path:
         cell = (f"variant={variant}", f"precision={precision}")
-        where = paths(configuration((*cell, f"artifacts={checkout_of_all}/artifacts")))
+        where = paths_of(checkout_of_all / "artifacts", variant, precision)
         if variant == "tiny-custom-voice" and stage != "download":
             request.getfixturevalue("built")
         with FileLock(run_folder / f"{variant}.lock"):
-            for earlier in list(STAGES)[: list(STAGES).index(stage) + 1]:
-                if not getattr(where, STAGES[earlier]).exists():
-                    done = run_stage(earlier, *cell, checkout=checkout_of_all)
-                    assert done.returncode == 0, done.stderr
+            needed = list(STAGES)[: list(STAGES).index(stage) + 1]
+            if missing := [each for each in needed if not getattr(where, STAGES[each]).exists()]:
+                run_stages(missing, *cell, checkout=checkout_of_all)
         made: Path = getattr(where, STAGES[stage])
         return made
 
@@ -197,11 +245,10 @@ def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
 
     def get(layout: str) -> Path:
         chosen = ("variant=tiny-base", "precision=int8", f"layout={layout}", f"artifacts={artifacts}")
-        made = paths(configuration(chosen)).bundle
+        made = paths_of(artifacts, "tiny-base", "int8", layout).bundle
         with lock:
-            for stage in () if made.exists() else ("build", "export", "compress", "bundle"):
-                done = run_stage(stage, *chosen)
-                assert done.returncode == 0, done.stderr
+            if not made.exists():
+                run_stages(["build", "export", "compress", "bundle"], *chosen, checkout=ROOT)
         return made
 
     return get
@@ -214,6 +261,11 @@ def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_
     if LIVE:
         return Official.load(LIVE / request.param / "checkpoint", LIVE / request.param / "golden.npz", scratch)
     return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

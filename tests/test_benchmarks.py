@@ -75,10 +75,10 @@ def test_ratios_compare_best_values_and_take_the_median_over_rounds():
     assert table.ratio([3.0, 1.0, 2.0], [2.0, 4.0, 2.0]) == "0.50 (median 1.00)"
 
 
-def test_single_steps_give_the_codes_of_two_calls_a_frame(bundle_of, artifact):
+def test_single_steps_give_the_codes_of_two_calls_a_frame(bundle_of, artifact, model_cache):
     """So the comparison is fair: both do the same work. In int8 a near-tie may later be resolved differently."""
     greedy = {"do_sample": False, "subtalker_dosample": False}
-    native = Synthesizer(Bundle.load(artifact("bundle", "tiny-base")), cache_dir=False)
+    native = Synthesizer(Bundle.load(artifact("bundle", "tiny-base")), cache_dir=model_cache)
     nobody = VoicePrompt(np.zeros(native.model.config["talker_config"]["hidden_size"], np.float32))
     ours = native.speak(
         "Nobody knew.", nobody, language="english", seed=1, text_first=True, max_frames=4, **greedy

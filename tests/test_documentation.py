@@ -132,7 +132,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(built, artifact, tmp_path, monkeypatch) -> Iterator[Desk]:
+def desk(built, artifact, user_cache, tmp_path, monkeypatch) -> Iterator[Desk]:
     bundles = {kind: artifact("bundle", f"tiny-{kind}") for kind in ("base", "voice-design")}
     folder = copied(built, tmp_path / "desk")
     (folder / "params.yaml").write_text("variants: [tiny-custom-voice]\nprecisions: [int8]\nlayouts: []\n")
@@ -147,7 +147,7 @@ def desk(built, artifact, tmp_path, monkeypatch) -> Iterator[Desk]:
     monkeypatch.setenv("PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(user_cache))
     with serving(Hub()) as hub:
         use(hub, tmp_path, monkeypatch)
         hub.mirror("owner/name", "1" * 40, folder / CELL / "bundle")

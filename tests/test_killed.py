@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stage import ROOT, configuration, fingerprint, list_files, paths
+from pipeline.stage import ROOT, fingerprint, list_files, paths_of
 from qwen3_tts_ov import Bundle
 from tests.conftest import STAGES, run_stage
 
@@ -35,7 +35,7 @@ def wait_for_files(process: subprocess.Popen, target: Path) -> None:
 def test_a_stage_killed_while_it_writes_leaves_nothing_and_runs_again(artifact, tmp_path, stage):
     artifact(stage)
     root = artifact("download").parents[1]
-    where = paths(configuration([*CELL, f"artifacts={tmp_path}"]))
+    where = paths_of(tmp_path, "tiny-custom-voice", "int8")
     target: Path = getattr(where, STAGES[stage])
     for earlier in list(STAGES)[: list(STAGES).index(stage)]:
         made: Path = getattr(where, STAGES[earlier])

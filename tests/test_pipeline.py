@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from pipeline.fleet.plan import read_lock
 from pipeline.stage import ROOT
@@ -28,8 +30,8 @@ def checkout(built, tmp_path_factory) -> Path:
 
 def stale(checkout: Path) -> set[str]:
     """The stages of the built cell with a changed input."""
-    found = json.loads(dvc(checkout, "status", "--json", "--with-deps", f"smoke@{CELL}"))
-    return {name.partition("@")[0] for name in found}
+    with chdir(checkout), Repo() as repo:  # `dvc status`, without the seconds that it takes to start
+        return {name.partition("@")[0] for name in repo.status([f"smoke@{CELL}"], with_deps=True)}
 
 
 def test_one_cell_is_built_to_a_clean_bundle_that_speaks(checkout):

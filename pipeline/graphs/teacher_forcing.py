@@ -18,9 +18,9 @@ Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]
 
 
-def compiled(xml: Path) -> ov.CompiledModel:
-    """A graph for the CPU, in float32 throughout."""
-    return ov.Core().compile_model(xml, "CPU", EXACT)
+def request(xml: Path) -> ov.InferRequest:
+    """An infer request of a graph, compiled for the CPU in float32 throughout."""
+    return ov.Core().compile_model(xml, "CPU", EXACT).create_infer_request()
 
 
 def likeliest(request: ov.InferRequest, hidden: Floats, codes: Codes) -> Codes:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 from safetensors.numpy import load_file
 
 from pipeline.graphs.components import Call
-from pipeline.graphs.teacher_forcing import compiled
 from pipeline.judging.gates import Bounds, require
 
 Closeness = dict[str, dict[str, float]]  # by output, its one measure: snr_db or agreement
@@ -22,9 +22,8 @@ def read_record(path: Path) -> tuple[list[Call], list[Call]]:
     return [calls[index] for index in sorted(calls)], [results[index] for index in sorted(results)]
 
 
-def compare(xml: Path, record: Path) -> Closeness:
+def compare(request: ov.InferRequest, record: Path) -> Closeness:
     """How close a graph comes to the recorded results: for each output the lowest SNR in dB or agreement (0 to 1)."""
-    request = compiled(xml).create_infer_request()
     found: Closeness = {}
     for call, expected in zip(*read_record(record), strict=True):
         actual = request.infer(call)

@@ -15,20 +15,25 @@ from model_src.config import SpeakerEncoderConfig
 from model_src.speaker_encoder import MelFeatures
 from pipeline.graphs import teacher_forcing
 from pipeline.graphs.teacher_forcing import JUDGED, Arrays
-from pipeline.judging.closeness import closeness
+from pipeline.judging.closeness import Closeness, closeness, compare
 
 Quality = dict[str, float]
 
 
-def judge(name: str, graph: Path, exported: Path, spoken: Path) -> Quality:
-    """The quality of a compressed graph (.xml) on the held-out texts that `rollout` left in the folder `spoken`.
+def assess(name: str, graph: Path, record: Path, exported: Path, spoken: Path) -> tuple[Closeness, Quality]:
+    """A compressed graph (.xml), compiled once: how close it comes to PyTorch's `record`, and its quality."""
+    request = teacher_forcing.request(graph)
+    return compare(request, record), judge(name, request, exported, spoken)
+
+
+def judge(name: str, request: ov.InferRequest, exported: Path, spoken: Path) -> Quality:
+    """The quality of a compressed graph on the held-out texts that `rollout` left in the folder `spoken`.
 
     `exported` is the graph that it was made of; encoders, which no text goes through, are compared with it directly.
     A component without a judge has no figures here. pipeline/judging/gates.py declares the measures.
     """
     if name not in JUDGES:
         return {}
-    request = teacher_forcing.compiled(graph).create_infer_request()
     measured = JUDGES[name](request, exported, teacher_forcing.read(spoken, "held_out"))
     return {measure: round(float(value), 4) for measure, value in measured.items()}
 
@@ -106,7 +111,7 @@ JUDGES: dict[str, Judge] = {
 
 def both(request: ov.InferRequest, exported: Path, texts: list[Arrays]) -> list[tuple[NDArray, NDArray]]:
     """What a compressed encoder and the exported one answer to each text's waveform."""
-    original = teacher_forcing.compiled(exported).create_infer_request()
+    original = teacher_forcing.request(exported)
     calls = [{"audio": text["waveform"][None]} for text in texts]
     return [(request.infer(call)[0].copy(), original.infer(call)[0].copy()) for call in calls]
 

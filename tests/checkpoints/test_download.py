@@ -20,6 +20,7 @@ import pytest
 from pipeline import build, download
 from pipeline.checkpoints.hub import size_of
 from pipeline.stage import ROOT, PipelineError, configuration
+from tests.conftest import configured
 from tests.doubles.hub import Fault, Hub, refuse, serving, use
 
 REPO = "acme/Qwen3-TTS-tiny"
@@ -38,7 +39,7 @@ def folder(artifact, tmp_path) -> Path:
 
 def local(folder: Path, artifacts: Path, *overrides: str) -> Path:
     arguments = ["variant=local", f"variant.path={folder}", f"artifacts={artifacts}", *overrides]
-    download.run(configuration(arguments))
+    download.run(configured(*arguments))
     return artifacts / "local" / "checkpoint"
 
 
@@ -303,7 +304,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused_by_build(folder, tmp_pa
     damage(folder)
     local(folder, tmp_path)
     with pytest.raises(PipelineError, match=message) as refused:
-        build.run(configuration(["variant=local", f"variant.path={folder}", f"artifacts={tmp_path}"]))
+        build.run(configured("variant=local", f"variant.path={folder}", f"artifacts={tmp_path}"))
     assert str(refused.value).endswith(
         "; correct the checkpoint, then repeat its download: dvc repro --force --single-item download@local"
     )
@@ -379,7 +380,7 @@ def corrupt(hub: Hub, name: str) -> None:
 
 def from_hub(artifacts: Path, *overrides: str) -> Path:
     arguments = ["variant=0.6b-custom-voice", f"variant.repo={REPO}", "variant.revision=main", f"artifacts={artifacts}"]
-    download.run(configuration([*arguments, *overrides]))
+    download.run(configured(*arguments, *overrides))
     return artifacts / "0.6b-custom-voice" / "checkpoint"
 
 

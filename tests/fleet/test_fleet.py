@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 from rich.console import Console
 
 from pipeline.fleet.build_group import Patience, build
@@ -60,10 +61,10 @@ def toy(folder: Path) -> None:
 def project(folder: Path) -> Path:
     """A checkout of that pipeline, whose remote is a folder beside it."""
     folder.mkdir()
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=folder, check=True)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    with Repo.init(str(folder)) as repo, repo.config.edit("local") as config:  # `dvc init` and `dvc remote add`
+        config |= {"core": {"remote": "remote"}, "remote": {"remote": {"url": str(folder.parent / "remote")}}}
     toy(folder)
-    dvc(folder, "remote", "add", "--local", "--default", "remote", str(folder.parent / "remote"))
     return folder
 
 

@@ -13,7 +13,7 @@ from pipeline.compress import run
 from pipeline.graphs.components import COMPONENTS
 from pipeline.graphs.compression import compress
 from pipeline.stage import PipelineError, alone, configuration, read_metrics
-from tests.conftest import run_stage
+from tests.conftest import configured, run_stage
 from tests.exported import LARGE, NETWORKS, constants
 
 VARIANT = "tiny-base"
@@ -154,7 +154,7 @@ def test_a_bound_without_a_figure_is_missed(cell):
 @pytest.mark.parametrize("section", ["weights", "bounds"])
 def test_an_unknown_component_in_a_policy_is_refused_with_the_known_ones(cell, section):
     with pytest.raises(PipelineError) as refused:
-        run(configuration(overrides(cell, f"+precision.{section}.vocoder={{}}")))
+        run(configured(*overrides(cell, f"+precision.{section}.vocoder={{}}")))
     assert str(refused.value) == (
         f"conf/precision/int8.yaml: {section} names an unknown component 'vocoder'; known: {', '.join(COMPONENTS)}"
     )
@@ -174,7 +174,7 @@ def test_an_unknown_component_in_a_policy_is_refused_with_the_known_ones(cell, s
 )
 def test_a_policy_that_nncf_refuses_is_one_line(cell, policy):
     with pytest.raises(PipelineError, match=r"^text_embedding: NNCF cannot store weights by .*the modes are f16, "):
-        run(configuration(overrides(cell, f"++precision.weights.text_embedding={{{policy}}}")))
+        run(configured(*overrides(cell, f"++precision.weights.text_embedding={{{policy}}}")))
     assert_untouched(cell)
 
 
@@ -182,5 +182,5 @@ def test_a_policy_that_nncf_refuses_is_one_line(cell, policy):
 def test_a_missing_export_or_record_is_refused(cell, stage):
     (cell / stage / "report.json").unlink()
     with pytest.raises(PipelineError, match=rf"/{stage} is missing; run the stage that makes it"):
-        run(configuration(overrides(cell)))
+        run(configured(*overrides(cell)))
     assert_untouched(cell)

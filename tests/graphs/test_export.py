@@ -15,7 +15,7 @@ from pipeline.export import run
 from pipeline.graphs.components import COMPONENTS
 from pipeline.graphs.convert import export
 from pipeline.stage import PipelineError, alone, configuration, read_metrics
-from tests.conftest import run_stage
+from tests.conftest import configured, run_stage
 from tests.exported import EXAMPLES, LARGE, NETWORKS, answers, assert_equal, constants, request
 
 EVERYWHERE = {"text_embedding", "codec_embedding", "talker", "code_predictor", "speech_decoder"}
@@ -210,7 +210,7 @@ def test_a_missing_checkpoint_is_one_line_that_says_what_to_run(cell):
 def test_a_missing_record_is_refused_before_anything_is_exported(cell):
     folder = cell("checkpoint")
     with pytest.raises(PipelineError, match=r"/model is missing; run the stage that makes it"):
-        run(configuration(overrides(folder)))
+        run(configured(*overrides(folder)))
     assert_untouched(folder)
 
 
@@ -218,7 +218,7 @@ def test_a_record_without_a_component_fails_and_leaves_the_earlier_export(cell):
     folder = cell("checkpoint", "model")
     (folder / "model" / "text_embedding.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"text_embedding\.safetensors"):
-        run(configuration(overrides(folder)))
+        run(configured(*overrides(folder)))
     assert_untouched(folder)
 
 
@@ -226,12 +226,12 @@ def test_missing_weights_fail_and_leave_the_earlier_export(cell):
     folder = cell("checkpoint", "model")
     (folder / "checkpoint" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"text_embedding does not fit its weights: missing: talker\.model\.text"):
-        run(configuration(overrides(folder)))
+        run(configured(*overrides(folder)))
     assert_untouched(folder)
 
 
 def test_a_graph_that_misses_its_bound_fails_and_leaves_the_earlier_export(cell):
     folder = cell("checkpoint", "model")
     with pytest.raises(PipelineError, match=r"^text_embedding\.embeddings: snr_db is 200, bound: at least 201$"):
-        run(configuration(overrides(folder, "parity.export.snr_db=201")))
+        run(configured(*overrides(folder, "parity.export.snr_db=201")))
     assert_untouched(folder)

@@ -85,8 +85,8 @@ def infer_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def synthesizer(artifact) -> Synthesizer:
-    return Synthesizer(Bundle.load(artifact("bundle")), cache_dir=False)
+def synthesizer(artifact, model_cache) -> Synthesizer:
+    return Synthesizer(Bundle.load(artifact("bundle")), cache_dir=model_cache)
 
 
 @pytest.mark.parametrize("text_first", [True, False])

@@ -128,7 +128,7 @@ def test_the_smallest_is_calibrated_and_gives_the_same_bytes_twice(artifact, tmp
         one, other = ((tmp_path / folder / name).with_suffix(ending) for folder in ("one", "other"))
         assert filecmp.cmp(one, other, shallow=False)
     assert constants(tmp_path / "one" / exported.name)["i4"] > 0
-    figures = judge(name, tmp_path / "one" / exported.name, exported, spoken)
+    figures = judge(name, request(tmp_path / "one" / exported.name), exported, spoken)
     assert missed(name, figures, section("int4-max", "synthetic")[name]) == []
 
     alone(compress, exported, tmp_path / exported.name, policy | UNCALIBRATED, spoken)
@@ -147,7 +147,7 @@ def test_a_policy_that_ruins_a_network_misses_its_bounds(artifact, tmp_path: Pat
     exported, spoken = artifact("export", VARIANT) / f"{name}.xml", artifact("rollout", VARIANT)
     alone(compress, exported, tmp_path / exported.name, policy, spoken)
     bounds = section("int8", "bounds") | section("int8", "synthetic")
-    misses = missed(name, judge(name, tmp_path / exported.name, exported, spoken), bounds[name])
+    misses = missed(name, judge(name, request(tmp_path / exported.name), exported, spoken), bounds[name])
     assert re.match(
         rf"{name}: {measure} is .*, bound: at least ", {miss.measure: str(miss) for miss in misses}[measure]
     )

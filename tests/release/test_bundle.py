@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 
 from pipeline import bundle
 from pipeline.release import attestations
-from pipeline.stage import Paths, PipelineError, configuration, paths, report, write_json
+from pipeline.stage import Paths, PipelineError, paths_of, report, write_json
 from qwen3_tts_ov.bundle import COMPONENTS, Bundle, bundle_id
 from qwen3_tts_ov.errors import BundleError
+from tests.conftest import configured
 
 CELL = ("variant=tiny-custom-voice", "precision=int8")
 
@@ -29,12 +30,12 @@ def inputs(artifact: Callable[..., Path], tmp_path: Path) -> Paths:
     for stage in ("download", "build", "export", "rollout", "compress"):
         source = artifact(stage)
         shutil.copytree(source, tmp_path / source.relative_to(source.parents[1 if stage != "compress" else 2]))
-    return paths(configuration([*CELL, f"artifacts={tmp_path}"]))
+    return paths_of(tmp_path, "tiny-custom-voice", "int8")
 
 
 def run_bundle(where: Paths, *overrides: str) -> None:
     root = where.checkpoint.parents[1]
-    bundle.run(configuration([*CELL, f"artifacts={root}", *overrides]))
+    bundle.run(configured(*CELL, f"artifacts={root}", *overrides))
 
 
 def checksums(folder: Path) -> str:
@@ -226,8 +227,8 @@ def renumber(path: Path) -> None:
         ("int8/ir/talker.xml", remove, "talker"),
     ],
 )
-def test_a_damaged_input_is_named_and_the_earlier_bundle_is_kept(inputs, file, damage, message):
-    run_bundle(inputs)
+def test_a_damaged_input_is_named_and_the_earlier_bundle_is_kept(artifact, inputs, file, damage, message):
+    shutil.copytree(artifact("bundle"), inputs.bundle)
     before = checksums(inputs.bundle)
     damage(inputs.checkpoint.parent / file)
     with pytest.raises((PipelineError, BundleError, OSError), match=message):

@@ -21,37 +21,56 @@ from pipeline.stage import (
     ROOT,
     Paths,
     PipelineError,
-    configuration,
     list_files,
     metrics_of,
-    paths,
+    paths_of,
     read_metrics,
     without_measured,
     write_json,
 )
 from qwen3_tts_ov import Bundle, BundleError
 from qwen3_tts_ov.bundle import bundle_id, verified
-from tests.conftest import run_stage
+from tests.conftest import configured, run_stage
 from tests.doubles.hub import TOKEN, Hub, serving, use
 
 CELL = ("variant=tiny-custom-voice", "precision=int8")
 COMMITTED = {"commit": "0" * 40, "dirty": False}
 
 
-@pytest.fixture
-def released(artifact, tmp_path) -> Paths:
-    """A root with bundles and smoke reports of two precisions, as if built from committed code."""
+@pytest.fixture(scope="module")
+def built_cells(artifact, tmp_path_factory) -> Paths:
+    """A root with bundles and smoke reports of two precisions, as if built from committed code; not to be changed."""
+    root = tmp_path_factory.mktemp("publish") / "artifacts"
     for precision in ("int8", "fp16"):
         for stage in ("smoke", "bundle"):
             source = artifact(stage, precision=precision)
-            copy = tmp_path / "artifacts" / source.relative_to(source.parents[2])
+            copy = root / source.relative_to(source.parents[2])
             shutil.copytree(source, copy, copy_function=link_large)
             if metrics_of(source).exists():
                 metrics_of(copy).parent.mkdir()
                 shutil.copy2(metrics_of(source), metrics_of(copy))
-        where = paths(configuration([CELL[0], f"precision={precision}", f"artifacts={tmp_path}/artifacts"]))
+        where = paths_of(root, "tiny-custom-voice", precision)
         edit_bundle(where, lambda manifest: manifest["provenance"].update(git=COMMITTED))
-    return paths(configuration([*CELL, f"artifacts={tmp_path}/artifacts"]))
+    return paths_of(root, "tiny-custom-voice", "int8")
+
+
+def copied(cells: Paths, root: Path) -> Paths:
+    shutil.copytree(cells.checkpoint.parents[1], root, copy_function=link_large)
+    return paths_of(root, "tiny-custom-voice", "int8")
+
+
+@pytest.fixture
+def released(built_cells, tmp_path) -> Paths:
+    """A copy of that root, for a test to release from and to change."""
+    return copied(built_cells, tmp_path / "artifacts")
+
+
+@pytest.fixture(scope="module")
+def published(built_cells, tmp_path_factory) -> Path:
+    """What a release from that root holds, for tests that only read it."""
+    where = copied(built_cells, tmp_path_factory.mktemp("published") / "artifacts")
+    run(where)
+    return target(where)
 
 
 def link_large(source: str, target: str) -> None:
@@ -80,7 +99,7 @@ def overrides(where: Paths, *more: str) -> list[str]:
 
 
 def run(where: Paths, *more: str) -> None:
-    publish.run(configuration(overrides(where, *more)))
+    publish.run(configured(*overrides(where, *more)))
 
 
 def target(where: Paths, name: str = "v0.1.0") -> Path:
@@ -105,9 +124,8 @@ def test_a_release_is_the_bundle_byte_for_byte_with_its_attestations(released):
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=target(released), check=True)
 
 
-def test_a_release_has_the_results_of_each_device_and_each_precision(released):
-    run(released)
-    found, smoke = manifest_of(target(released)), read_metrics(released.smoke)
+def test_a_release_has_the_results_of_each_device_and_each_precision(built_cells, published):
+    found, smoke = manifest_of(published), read_metrics(built_cells.smoke)
     assert found["smoke"]["CPU"]["status"] == "passed"
     measured = smoke["devices"]["CPU"]["measured"]
     assert found["smoke"]["CPU"]["measured"]["real_time_factor"] == measured["real_time_factor"]
@@ -154,34 +172,31 @@ def figures(data: Any) -> set[str]:
     return {str(data), figure(data), megabytes(data).removesuffix(" MB")}
 
 
-def test_every_figure_of_the_card_is_in_the_manifest(released):
-    run(released)
-    text = (target(released) / "README.md").read_text()
-    known = figures(manifest_of(target(released)))
+def test_every_figure_of_the_card_is_in_the_manifest(published):
+    text = (published / "README.md").read_text()
+    known = figures(manifest_of(published))
     found = set(NUMBER.findall(text))
     assert len(found) > 20
     assert found <= known
-    snr = figure(manifest_of(target(released))["precisions"]["int8"]["quality"]["talker"]["snr_db"])
+    snr = figure(manifest_of(published)["precisions"]["int8"]["quality"]["talker"]["snr_db"])
     assert not set(NUMBER.findall(text.replace(snr, "98.76"))) <= known, "a wrong figure would be found"
 
 
-def test_the_front_matter_passes_the_hubs_validation(released, tmp_path, monkeypatch):
-    run(released)
-    loaded = ModelCard.load(target(released) / "README.md")
+def test_the_front_matter_passes_the_hubs_validation(published, tmp_path, monkeypatch):
+    loaded = ModelCard.load(published / "README.md")
     fields = loaded.data.to_dict()
     assert (fields["library_name"], fields["pipeline_tag"]) == ("openvino", "text-to-speech")
     assert loaded.data.license == "apache-2.0"
     assert {"en", "zh"} <= set(loaded.data.language)
-    measured = manifest_of(target(released))["precisions"]["int8"]["quality"]
+    measured = manifest_of(published)["precisions"]["int8"]["quality"]
     assert len(loaded.data.eval_results) == sum(map(len, measured.values()))
     with serving(Hub()) as hub:
         use(hub, tmp_path, monkeypatch)
         loaded.validate()
 
 
-def test_the_card_states_which_way_each_measure_is_better(released):
-    run(released)
-    text = (target(released) / "README.md").read_text()
+def test_the_card_states_which_way_each_measure_is_better(published):
+    text = (published / "README.md").read_text()
     assert re.search(r"^\| talker \| snr_db \| higher \| [\d.]+ \| [\d.]+ \|$", text, re.MULTILINE)
     assert re.search(r"^\| talker \| held_out_kl \| lower \| ", text, re.MULTILINE)
     assert "misses bounds" not in text
@@ -189,11 +204,10 @@ def test_the_card_states_which_way_each_measure_is_better(released):
 
 @pytest.mark.parametrize("kind", ["base", "custom_voice", "voice_design"])
 @pytest.mark.parametrize("layout", ["native", "openarc", "genai"])
-def test_the_card_explains_how_to_run_it_everywhere(released, kind, layout):
-    run(released)
-    manifest = manifest_of(target(released)) | {"kind": kind, "layout": layout}
+def test_the_card_explains_how_to_run_it_everywhere(published, kind, layout):
+    manifest = manifest_of(published) | {"kind": kind, "layout": layout}
     manifest["source"] |= {"repo": "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice", "revision": "8" * 40}
-    cfg = configuration([*CELL, "publish=hub", "publish.owner=acme", "publish.tag=v1.2.3"])
+    cfg = configured(*CELL, "publish=hub", "publish.owner=acme", "publish.tag=v1.2.3")
     text = card(manifest, {"CPU": "samples/cpu.wav"}, cfg.publish)
     data = ModelCard(text).data
     assert (data.base_model, data.base_model_relation) == (manifest["source"]["repo"], "quantized")
@@ -320,7 +334,7 @@ def test_allowed_missed_bounds_are_listed_in_manifest_and_card(released):
 def test_a_bound_of_score_refuses_real_weights_that_were_not_scored(released):
     run(released, "+score.bounds.stoi=0.9", "publish.tag=synthetic")
     for precision in ("int8", "fp16"):
-        where = paths(configuration(overrides(released, f"precision={precision}")))
+        where = paths_of(released.checkpoint.parents[1], "tiny-custom-voice", precision)
         edit_bundle(where, lambda manifest: manifest["source"].update(repo="local"))
     with pytest.raises(PipelineError, match=r"stoi is not measured \(score has not run on this bundle\)"):
         run(released, "+score.bounds.stoi=0.9")
@@ -342,7 +356,7 @@ def test_a_layout_without_a_repository_is_refused(released):
 @pytest.fixture
 def openarc(released) -> Paths:
     """The bundle, disguised as one in OpenArc's layout that was built beside it."""
-    where = paths(configuration([*CELL, f"artifacts={released.checkpoint.parents[1]}", "layout=openarc"]))
+    where = paths_of(released.checkpoint.parents[1], "tiny-custom-voice", "int8", "openarc")
     shutil.copytree(released.bundle, where.bundle, copy_function=link_large)
     manifest = manifest_of(released.bundle)
     evidence = manifest["evidence"] | {"openarc": manifest["evidence"]}
@@ -514,4 +528,4 @@ def test_no_network_is_one_line(released, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     root = released.checkpoint.parents[1]
     with pytest.raises(PipelineError, match="the Hub cannot be reached"):
-        publish.run(configuration([*CELL, f"artifacts={root}", "publish=hub", "publish.owner=acme"]))
+        publish.run(configured(*CELL, f"artifacts={root}", "publish=hub", "publish.owner=acme"))

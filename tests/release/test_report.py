@@ -13,8 +13,12 @@ from pipeline.stage import output, read_metrics
 from pipeline.stage import report as write_report
 from tests.conftest import run_stage, until
 
-VARIANTS, PRECISIONS = ("tiny-custom-voice", "tiny-base", "tiny-voice-design"), ("fp16", "int8")
-CELLS = [(variant, precision) for variant in VARIANTS for precision in PRECISIONS]
+CELLS = [
+    ("tiny-custom-voice", "fp16"),
+    ("tiny-custom-voice", "int8"),
+    ("tiny-base", "int8"),
+    ("tiny-voice-design", "int8"),
+]
 # Turns off everything that the browser starts by itself.
 QUIET = (
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -25,11 +29,14 @@ QUIET = (
 @pytest.fixture(scope="module")
 def report(artifact, tmp_path_factory) -> Path:
     """The report, moved away from its sources: it must be self-contained."""
-    folders = [artifact("smoke", *cell) for cell in CELLS]
-    done = run_stage("report", f"artifacts={folders[0].parents[2]}")
+    root = tmp_path_factory.mktemp("cells")
+    for variant, precision in CELLS:
+        (root / variant).mkdir(exist_ok=True)
+        (root / variant / precision).symlink_to(artifact("smoke", variant, precision).parent)
+    done = run_stage("report", f"artifacts={root}")
     assert done.returncode == 0, done.stderr
-    assert "6 cells" in done.stdout
-    return shutil.move(folders[0].parents[2] / "report.html", tmp_path_factory.mktemp("report") / "report.html")
+    assert "4 cells" in done.stdout
+    return shutil.move(root / "report.html", tmp_path_factory.mktemp("report") / "report.html")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ GREEDY = {"do_sample": False, "subtalker_dosample": False}
 
 
 @pytest.fixture(scope="module")
-def both(artifact: Callable[..., Path]) -> Callable[[str], tuple[Synthesizer, SpeechModel]]:
+def both(artifact: Callable[..., Path], model_cache: Path) -> Callable[[str], tuple[Synthesizer, SpeechModel]]:
     """`both("tiny-base")`: the 16-bit bundle at full arithmetic precision, and the networks of its checkpoint."""
     made: dict[str, tuple[Synthesizer, SpeechModel]] = {}
 
@@ -27,7 +27,7 @@ def both(artifact: Callable[..., Path]) -> Callable[[str], tuple[Synthesizer, Sp
             bundle = Bundle.load(artifact("bundle", variant, "fp16"))
             checkpoint = Checkpoint(artifact("download", variant))
             made[variant] = (
-                Synthesizer(bundle, properties=EXACT, cache_dir=False),
+                Synthesizer(bundle, properties=EXACT, cache_dir=model_cache),
                 SpeechModel(checkpoint, bundle.config),
             )
         return made[variant]

@@ -30,13 +30,12 @@ Serving = Callable[..., AbstractContextManager[httpx2.Client]]
 
 
 @pytest.fixture(scope="module")
-def synthesizer(artifact, tmp_path_factory) -> Callable[[str], Synthesizer]:
+def synthesizer(artifact, model_cache) -> Callable[[str], Synthesizer]:
     made: dict[str, Synthesizer] = {}
-    cache = tmp_path_factory.mktemp("models")
 
     def get(variant: str = "tiny-custom-voice") -> Synthesizer:
         if variant not in made:
-            made[variant] = Synthesizer(Bundle.load(artifact("bundle", variant, "int8")), cache_dir=cache)
+            made[variant] = Synthesizer(Bundle.load(artifact("bundle", variant, "int8")), cache_dir=model_cache)
         return made[variant]
 
     return get
@@ -309,10 +308,10 @@ def test_a_base_bundle_clones_the_voices_of_its_folder(serving, synthesizer, tmp
             assert (refused.status_code, message in refused.json()["error"]["message"]) == (400, True)
 
 
-def test_the_command_serves_until_it_is_interrupted(artifact, tmp_path):
+def test_the_command_serves_until_it_is_interrupted(artifact, user_cache):
     bundle = artifact("bundle", "tiny-custom-voice", "int8")
     command = [sys.executable, "-m", "qwen3_tts_ov", "serve", bundle, "--port", "0"]
-    environment = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path), "QWEN3_TTS_API_KEY": "key"}
+    environment = {"PATH": "", "XDG_CACHE_HOME": str(user_cache), "QWEN3_TTS_API_KEY": "key"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None

@@ -50,12 +50,7 @@ def recording(seconds: float = 2.0, rate: int = 24_000) -> tuple[np.ndarray, int
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
-def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], Synthesizer]:
+def synthesizer(artifact: Callable[..., Path], model_cache: Path) -> Callable[[str], Synthesizer]:
     """`synthesizer("custom_voice")`: one per mode, compiled once; `exact` has the speech decoder in f32."""
     made: dict[tuple[str, bool], Synthesizer] = {}
 
@@ -64,7 +59,7 @@ def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], S
         if (variant, exact) not in made:
             properties = {"speech_decoder": {"INFERENCE_PRECISION_HINT": "f32"}} if exact else None
             bundle = Bundle.load(artifact("bundle", variant, "int8"))
-            made[variant, exact] = Synthesizer(bundle, properties=properties, cache_dir=cache)
+            made[variant, exact] = Synthesizer(bundle, properties=properties, cache_dir=model_cache)
         return made[variant, exact]
 
     return get
@@ -350,11 +345,11 @@ def test_a_cache_folder_that_cannot_be_made_is_not_an_error(tmp_path, caplog):
     assert "cannot keep a model cache there" in caplog.text
 
 
-def test_devices_and_properties_by_component_override_the_recommendation(synthesizer, cache):
+def test_devices_and_properties_by_component_override_the_recommendation(synthesizer, model_cache):
     expected = synthesizer("custom_voice")
     model = expected.model
     devices = {"talker": "AUTO", "codec_embedding": "HETERO:CPU"}
-    loaded = Synthesizer(model, devices, {"speech_decoder": {"INFERENCE_NUM_THREADS": 1}}, cache)
+    loaded = Synthesizer(model, devices, {"speech_decoder": {"INFERENCE_NUM_THREADS": 1}}, model_cache)
     spoken = (each.speak(TEXT, seed=1, max_frames=3).samples for each in (loaded, expected))
     assert list(spoken) == [3 * FRAME] * 2
     compiled = loaded.engine._compiled
@@ -367,21 +362,21 @@ def test_devices_and_properties_by_component_override_the_recommendation(synthes
             assert chosen.to_string() == recommended["INFERENCE_PRECISION_HINT"]
 
 
-def test_speaking_loads_neither_torch_nor_transformers_nor_the_command_line(artifact):
+def test_speaking_loads_neither_torch_nor_transformers_nor_the_command_line(artifact, model_cache):
     """In a separate process, free of what the tests import. The import itself must be light."""
     script = """
 import json, sys
 import qwen3_tts_ov
 light = sorted({name.partition(".")[0] for name in sys.modules} & {"openvino", "numpy", "huggingface_hub", "soundfile"})
 from qwen3_tts_ov import Bundle, Synthesizer
-synthesizer = Synthesizer(Bundle.load(sys.argv[1]), cache_dir=False)
+synthesizer = Synthesizer(Bundle.load(sys.argv[1]), cache_dir=sys.argv[2])
 speech = synthesizer.speak("Hello.", max_frames=3)
 unwanted = {"torch", "transformers", "nncf", "pipeline", "model_src"}
 heavy = sorted({name.partition(".")[0] for name in sys.modules} & unwanted)
 heavy += [name for name in sys.modules if name.startswith("qwen3_tts_ov.app")]
 print(json.dumps({"light": light, "heavy": heavy, "samples": speech.samples}))
 """
-    command = [sys.executable, "-c", script, str(artifact("bundle", "tiny-custom-voice", "int8"))]
+    command = [sys.executable, "-c", script, str(artifact("bundle", "tiny-custom-voice", "int8")), str(model_cache)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"light": [], "heavy": [], "samples": 3 * FRAME}
 
