@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BundleError, boundary, first_line
+from .home import some_home
 from .model import Model
 
 if TYPE_CHECKING:
@@ -331,7 +332,8 @@ def _fetch(repo: str, revision: str | None) -> Path:
     """Fetches the manifest, then the files it lists; returns their folder in the Hub's cache."""
     name = repo if revision is None else f"{repo} at {revision}"
     with boundary(BundleError, name, _hub_reason):
-        from huggingface_hub import hf_hub_download, snapshot_download
+        with some_home():
+            from huggingface_hub import hf_hub_download, snapshot_download
 
         folder = Path(hf_hub_download(repo, MANIFEST, revision=revision)).parent
         files = list(read_manifest(folder)["files"])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from . import memory
 from .errors import DeviceError, RequestError, boundary
+from .home import some_home
 from .model import Model
 from .prompt import REFERENCE, SPEAKER, Prompt
 from .voice import VoicePrompt
@@ -146,15 +147,16 @@ class Engine:
             return
         device = str(self._devices.get(name, self._devices[DEFAULT]))
         base = device.partition(":")[0].partition(".")[0]
-        if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in self._core.available_devices):
-            known = ", ".join(self._core.available_devices)
-            raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
-        recommended = self.model.placement.get(base, {}).get(name, {})
-        chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
-        chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
-        xml = self.model.graphs[name]
         start = time.perf_counter()
         with boundary(DeviceError, f"{name}: cannot be compiled for {device}", _reason), memory.mapping_lock:
+            present = self._core.available_devices
+            if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in present):
+                known = ", ".join(present)
+                raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
+            recommended = self.model.placement.get(base, {}).get(name, {})
+            chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
+            chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
+            xml = self.model.graphs[name]
             graph = self._for_one(xml) if name == "code_predictor" else xml
             self._compiled[name] = self._core.compile_model(graph, device, chosen)
         self.compile_seconds[name] = time.perf_counter() - start
@@ -285,7 +287,7 @@ class Session:
 
 
 def _core() -> ov.Core:
-    with boundary(DeviceError, "OpenVINO does not start", _reason, "install it again"):
+    with boundary(DeviceError, "OpenVINO does not start", _reason, "install it again"), some_home():
         import openvino as ov
 
         return ov.Core()
@@ -301,8 +303,9 @@ def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None,
     """A model's own cache. OpenVINO tells graphs apart by path and date, not by their weights; the key does that."""
     if cache_dir is False or key is None:
         return {}
-    base = Path(cache_dir) if cache_dir else user_cache()
-    folder = base / ("" if cache_dir else "models") / key if base else None
+    cache = user_cache()
+    base = Path(cache_dir) if cache_dir else cache and cache / "models"
+    folder = base and base / key
     if folder is None or not _writable(folder):
         logging.getLogger(__name__).warning(
             "%s: cannot keep a model cache there; every start will be slow (choose a folder with cache_dir, or set "

@@ -424,4 +424,7 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
 
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=5, server_header=False)
+    address = f"[{host}]" if ":" in host else host
+    # uvicorn tells this only of sockets of its own
+    logging.getLogger("uvicorn.error").info("running on http://%s:%d (press CTRL+C to quit)", address, port)
     uvicorn.Server(config).run(sockets=[listener])

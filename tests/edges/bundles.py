@@ -58,6 +58,11 @@ def edited(change: Callable[[dict], object]) -> Callable[[Desk], str]:
     return damaged(hurt, lambda folder: Bundle.load(folder).model)
 
 
+def half_a_pair(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"variant": "tiny"', '"variant": "\\ud800"'))
+
+
 def text(content: str) -> Callable[[Desk], str]:
     return damaged(lambda folder: (folder / "manifest.json").write_text(content))
 
@@ -104,7 +109,7 @@ CASES = [
     Case("the manifest is a list", text("[]"), "not a bundle's manifest"),
     Case(
         "the manifest holds half a surrogate pair",
-        edited(lambda m: m.update(variant="\ud800")),
+        damaged(half_a_pair),
         "not a bundle's manifest",
     ),
     Case(

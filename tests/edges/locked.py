@@ -25,7 +25,7 @@ def python(desk: Desk, script: str, **environment: str) -> str:
     """What a script prints in a process of its own: the last line of stdout, and of stderr."""
     search = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script.replace("{bundle!r}", repr(str(desk.bundle("custom-voice"))))],
+        [sys.executable, "-c", script.replace("{bundle!r}", repr(desk.names["custom-voice"]))],
         env=search | environment, cwd=desk.folder, capture_output=True, text=True,
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr

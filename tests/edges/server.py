@@ -24,7 +24,7 @@ def ask(
     changed: dict[str, Any] | bytes | None = None,
     path: str = SPEECH,
     method: str = "POST",
-    headers: dict[str, str] | None = None,
+    headers: dict[str, Any] | None = None,
     kind: str = "custom-voice",
     **how: Any,
 ) -> Callable[[Desk], str]:
@@ -157,7 +157,7 @@ CASES = [
     Case("a key without a scheme", ask(api_key="k", headers={"Authorization": "k"}), "401"),
     Case(
         "a key beyond ASCII",
-        ask(api_key="clé", headers={"Authorization": "Bearer clé".encode().decode("latin-1")}),
+        ask(api_key="clé", headers={"Authorization": "Bearer clé".encode()}),
         SPOKEN,
     ),
     Case("a browser asks first", ask(method="OPTIONS", headers=PREFLIGHT, cors=["*"], api_key="k"), "200"),
