@@ -41,8 +41,11 @@ MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Pa
 
 def user_cache() -> Path | None:
     """This package's folder in the user's cache; None for a user without a home, and where it cannot be written."""
-    folder = platformdirs.user_cache_path("qwen3-tts-ov", appauthor=False)
-    return folder if folder.is_absolute() and _writable(folder) else None  # without a home it begins with "~"
+    try:
+        folder = platformdirs.user_cache_path("qwen3-tts-ov", appauthor=False)
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() and _writable(folder) else None  # older platformdirs begin with "~"
 
 
 def devices() -> dict[str, str]:
