@@ -35,9 +35,11 @@ class VoicePrompt:
         if self.codes is not None and self.text is not None:
             tensors["codes"] = np.ascontiguousarray(self.codes)
             metadata["text"] = self.text
+        with boundary(AudioError, f"{path}: cannot write the voice prompt"):
+            data = save(tensors, metadata)
         partial = Path(f"{os.fspath(path)}.{os.getpid()}.part")
         try:
-            partial.write_bytes(save(tensors, metadata))
+            partial.write_bytes(data)
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)

@@ -12,7 +12,9 @@ import numpy as np
 import openvino as ov
 import pytest
 import safetensors
+import safetensors.numpy
 import soundfile
+import soxr
 import tokenizers
 
 from qwen3_tts_ov import Bundle, Qwen3TTSError, Synthesizer, VoicePrompt
@@ -34,6 +36,7 @@ FAULTS = {
     "openvino": exceptions_of(ov._pyopenvino),
     "tokenizers": [],  # a bare Exception
     "safetensors": [safetensors.SafetensorError],
+    "soxr": [],  # RuntimeError, ValueError and TypeError
 }
 
 
@@ -121,6 +124,8 @@ PLACES: list[tuple[str, Any, str, list[str]]] = [
     ("openvino", ov.InferRequest, "reset_state", ["speak", "stream"]),
     ("openvino", ov.CompiledModel, "create_infer_request", ["clone"]),
     ("tokenizers", tokenizers, "Tokenizer", ["model"]),
+    ("safetensors", safetensors.numpy, "save", ["save a voice"]),
+    ("soxr", soxr, "resample", ["clone"]),
     ("safetensors", safetensors, "safe_open", ["load a voice", "speak in a saved voice"]),
 ]
 
@@ -143,5 +148,5 @@ def test_an_exception_of_a_library_becomes_one_of_this_package_in_one_line(
             with pytest.raises(Qwen3TTSError) as told:
                 entries[entry]()
         assert "\n" not in str(told.value), kind
-        assert told.value.__cause__ is error
+        assert told.value.__context__ is error
     entries["speak"]()  # nothing is left broken
