@@ -10,13 +10,14 @@
 # make publish releases the cell of VARIANT= and PRECISION=: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
 # make summary prints a Markdown table of what is built
 # make bench  builds synthetic bundles of full size and measures them in turns with other engines; ENGINE=, ROUNDS=
+# make openvino finds the oldest OpenVINO that speaks as the newest does, and writes it down; RELEASES= tries only those
 # make workflows checks the GitHub Actions workflows with actionlint
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: all setup test lint prove parity golden view cell fleet plan remote publish summary bench workflows
+.PHONY: all setup test lint prove parity golden view cell fleet plan remote publish summary bench openvino workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -110,6 +111,12 @@ bench:
 	$(BIN)/dvc --cd $(VIEW) repro $(BENCH:%=bundle@%-int8) bundle@$(firstword $(BENCH))-int4 \
 	  layout_bundle@openarc-$(firstword $(BENCH))-int8
 	$(BIN)/dvc repro benchmarks/dvc.yaml
+
+RELEASES ?=
+openvino: setup
+	$(BIN)/dvc repro $(foreach kind,base custom-voice voice-design,\
+	  $(foreach precision,fp16 int8 int4,bundle@tiny-$(kind)-$(precision)))
+	$(BIN)/python -m benchmarks.openvino_releases $(RELEASES)
 
 workflows:
 	actionlint

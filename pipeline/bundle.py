@@ -144,7 +144,10 @@ def describe(
             "licence": cfg.variant.get("licence"),
             "files": source["files"],
         },
-        "minimum_openvino": ".".join(version("openvino").split(".")[:2]),
+        # What other runtimes add, such as their tokenizer's graphs, has been tried with this release alone.
+        "minimum_openvino": (
+            cfg.minimum_openvino if cfg.layout.name == NATIVE else ".".join(version("openvino").split(".")[:2])
+        ),
         "sample_rate": speech["output_sample_rate"],
         "samples_per_frame": speech["decode_upsample_rate"],
         "components": {graph.component: component(bundle, graph) for graph in held},

@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.release import hub
-from pipeline.release.prepare import prepare
+from pipeline.release.prepare import prepare, release_files
 from pipeline.stage import PipelineError, main, output
 from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
 
@@ -40,7 +40,9 @@ def to_folder(publish: DictConfig, repository: str, release: Bundle) -> str:
     if publish.dry_run:
         return f"{target}: would copy {release.folder} there"
     with output(target) as fresh:
-        shutil.copytree(release.folder, fresh, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        for name in release_files(release.folder):
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(release.path(name), fresh / name)
         verified(fresh)
     return f"{target}: published {name[:12]}"
 

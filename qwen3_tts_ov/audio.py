@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import AudioError
+from .errors import AudioError, boundary
 
 if TYPE_CHECKING:
     import soundfile
@@ -202,5 +202,6 @@ def _resample(mono: NDArray[np.float32], rate: int, target: int) -> NDArray[np.f
     import soxr
 
     length = int(np.ceil(len(mono) * (target / rate)))
-    resampled = soxr.resample(mono, rate, target, quality="HQ")[:length]
+    with boundary(AudioError, "the audio cannot be resampled"):
+        resampled = soxr.resample(mono, rate, target, quality="HQ")[:length]
     return np.pad(resampled, (0, length - len(resampled)))

@@ -1,13 +1,15 @@
 """A bundle: OpenVINO graphs, tokenizer and configuration, listed in a manifest. This module fetches and checks it.
 
 Nothing in a bundle is trusted until it has been checked: the manifest's structure and id, every path in it, every
-file's size and sha256. Only files listed in the manifest are ever opened.
+file's size and sha256. A bundle is what its manifest lists: whatever else lies in the folder is never opened.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError
+from .errors import BundleError, boundary, first_line
+from .home import some_home
 from .model import Model
 
 if TYPE_CHECKING:
@@ -61,11 +64,6 @@ _INTEGERS = {"i8", "u8", "i4", "u4"}
 # Plain names joined by "/": not absolute, no "..", nothing hidden, no character special to a shell or a glob.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\S+))?")
-# A release's papers: files that may accompany a bundle without being in its manifest. The runtime never opens them.
-_PAPERS = re.compile(
-    r"manifest\.json|SHA256SUMS|(README|LICENSE|NOTICE|CHANGELOG)[\w.]*|samples/[\w.-]+\.wav"
-    r"|dvc\.lock|[\w.-]+\.(sig|cdx\.json|intoto\.json|html)"
-)
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,14 @@ class Bundle:
 
         Raises BundleError.
         """
-        if str(source) and Path(source).is_dir():
+        if _is_folder(source):
             if revision is not None:
                 raise BundleError(f"{source}: a folder has no revision; leave it out, or give a Hub id")
             folder = Path(source)
         elif (hub := _HUB_ID.fullmatch(str(source))) and not (hub[2] and revision):
             folder = _fetch(hub[1], revision or hub[2])
         else:
-            raise BundleError(f"{source}: there is no such folder, and it is not a Hub id (owner/name)")
+            raise BundleError(f"{_shown(source)}: there is no such folder, and it is not a Hub id (owner/name)")
         bundle = cls(folder, read_manifest(folder))
         bundle.check(hashes=verify)
         return bundle
@@ -101,12 +99,11 @@ class Bundle:
         return self.folder / name
 
     def check(self, hashes: bool = True) -> None:
-        """Raises BundleError naming every file that is missing, changed, unlisted or a link out of the bundle."""
+        """Raises BundleError naming every listed file that is missing, changed or a link out of the bundle."""
         files: dict[str, dict[str, Any]] = self.manifest["files"]
-        faults = [fault for name, entry in files.items() if (fault := self._fault(name, entry["size"]))]
-        faults += [f"{name} is not in the manifest" for name in sorted(set(_list(self.folder)) - set(files))]
-        if not faults and hashes:
-            with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        with boundary(BundleError, f"{self.folder}: cannot be read"), ThreadPoolExecutor() as pool:
+            faults = [fault for name, entry in files.items() if (fault := self._fault(name, entry["size"]))]
+            if not faults and hashes:  # hashing releases the interpreter's lock
                 digests = pool.map(lambda name: sha256(self.path(name)), files)
                 faults = [
                     f"{name} has changed (its sha256 differs)"
@@ -117,52 +114,63 @@ class Bundle:
             raise BundleError(f"{self.folder}: {'; '.join(faults)}; fetch or build the bundle again")
 
     def check_papers(self) -> None:
-        """Raises BundleError naming every paper that does not match SHA256SUMS; passes without that file.
+        """Raises BundleError naming every file that does not match SHA256SUMS; passes without that file.
 
-        The manifest's hashes cover the bundle itself; SHA256SUMS also covers the manifest and a release's papers.
+        The manifest's hashes cover the bundle itself, after `check`; SHA256SUMS also covers the manifest and a
+        release's papers.
         """
-        sums = self.path(CHECKSUMS)
-        if not sums.is_file():
-            return
-        lines = sums.read_text("utf-8", errors="replace").splitlines()
-        listed = dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
-        files: dict[str, dict[str, Any]] = self.manifest["files"]
-        papers = {name for name in _walk(self.folder) if _PAPERS.fullmatch(name)}
-        papers -= {name for name in papers if name == CHECKSUMS or name.endswith(".sig")}  # signatures are added last
-        found = {name: entry["sha256"] for name, entry in files.items()}
-        found |= {name: sha256(self.path(name)) for name in papers}
-        faults = [f"{name} is not in {CHECKSUMS}" for name in sorted(found.keys() - listed.keys())]
-        faults += [f"{name} is missing, but listed in {CHECKSUMS}" for name in sorted(listed.keys() - found.keys())]
-        faults += [
-            f"{name} does not match {CHECKSUMS} (its sha256 differs)"
-            for name in sorted(found.keys() & listed.keys())
-            if found[name] != listed[name]
-        ]
+        listed, files = self._checksums(), self.manifest["files"]
+        faults = [f"{name} is not in {CHECKSUMS}" for name in sorted(files.keys() - listed.keys()) if listed]
+        with boundary(BundleError, f"{self.folder}: cannot be read"):
+            for name, digest in sorted(listed.items()):
+                if not _SAFE_PATH.fullmatch(name) or not self.path(name).is_file():
+                    faults.append(f"{name} is missing, but listed in {CHECKSUMS}")
+                elif self._leaves(name) or digest != (
+                    files[name]["sha256"] if name in files else sha256(self.path(name))
+                ):
+                    faults.append(f"{name} does not match {CHECKSUMS} (its sha256 differs)")
         if faults:
             raise BundleError(f"{self.folder}: {'; '.join(faults)}; fetch or build the bundle again")
+
+    def foreign(self) -> list[str]:
+        """Files in the folder that neither manifest nor SHA256SUMS lists, hidden ones and signatures left out."""
+        listed = {MANIFEST, CHECKSUMS, *self.manifest["files"], *self._checksums()}
+        return sorted(name for name in _walk(self.folder) if name not in listed and not name.endswith(".sig"))
+
+    def _checksums(self) -> dict[str, str]:
+        """The sha256 of every file that SHA256SUMS lists; empty without that file."""
+        sums = self.path(CHECKSUMS)
+        with boundary(BundleError, f"{sums}: cannot be read"):
+            lines = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
+        return dict(line.split("  ", 1)[::-1] for line in lines if "  " in line)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The checkpoint's config.json."""
-        return _read_json(self.path("config.json"))
+        config = _read_json(self.path("config.json"))
+        if not isinstance(config, dict) or config.get("tts_model_type") != self.kind or "talker_config" not in config:
+            raise BundleError(f"{self.path('config.json')}: not the configuration of a {self.kind} checkpoint")
+        return config
 
     @cached_property
     def model(self) -> Model:
         """The part of the bundle that a Synthesizer speaks with."""
-        parts = {name: self.manifest["components"][name] for name in self.components}
-        return Model(
-            name=f"{self.manifest['variant']}-{self.manifest['precision']}",
-            graphs={name: self.path(part["xml"]) for name, part in parts.items()},
-            config=self.config,
-            generation=self.manifest["generation"],
-            tokenizer=_read_tokenizer(self.path("tokenizer.json")),
-            sample_rate=self.sample_rate,
-            samples_per_frame=self.samples_per_frame,
-            default_voice=self.default_voice,
-            placement=self.manifest["placement"],
-            integer_weights=frozenset(name for name, part in parts.items() if _INTEGERS & part["precision"].keys()),
-            cache_key=self.manifest["bundle_id"],
-        )
+        with boundary(BundleError, f"{self.folder}: the manifest lacks what speaking needs", repr):
+            self._warn_of_older_openvino()
+            parts = {name: self.manifest["components"][name] for name in self.components}
+            return Model(
+                name=f"{self.manifest['variant']}-{self.manifest['precision']}",
+                graphs={name: self.path(part["xml"]) for name, part in parts.items()},
+                config=self.config,
+                generation=self.manifest["generation"],
+                tokenizer=_read_tokenizer(self.path("tokenizer.json")),
+                sample_rate=self.sample_rate,
+                samples_per_frame=self.samples_per_frame,
+                default_voice=self.default_voice,
+                placement=self.manifest["placement"],
+                integer_weights=frozenset(name for name, part in parts.items() if _INTEGERS & part["precision"].keys()),
+                cache_key=self.manifest["bundle_id"],
+            )
 
     @property
     def kind(self) -> str:
@@ -206,11 +214,25 @@ class Bundle:
         path = self.path(name)
         if not path.is_file():
             return f"{name} is missing"
-        target = path.resolve()
-        if not any(target.is_relative_to(root) for root in _roots(self.folder)):
+        if self._leaves(name):
             return f"{name} is a link that leaves the bundle"
-        found = target.stat().st_size
+        found = path.stat().st_size
         return None if found == size else f"{name} has changed ({found} bytes, not {size})"
+
+    def _leaves(self, name: str) -> bool:
+        """Whether a path leads out of the bundle."""
+        target = self.path(name).resolve()
+        return not any(target.is_relative_to(root) for root in _roots(self.folder))
+
+    def _warn_of_older_openvino(self) -> None:
+        """The speech is the same from `minimum_openvino` on; how fast it comes was measured with the one that built."""
+        built = self.manifest.get("provenance", {}).get("versions", {}).get("openvino", "0")
+        if _release(version("openvino")) < _release(built):
+            logging.getLogger(__name__).warning(
+                "OpenVINO %s is older than %s, with which the bundle was built: speaking may be slower",
+                version("openvino"),
+                built,
+            )
 
 
 def verified(folder: Path) -> Bundle:
@@ -227,17 +249,20 @@ def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
     Raises BundleError.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    with boundary(BundleError, f"{folder}: cannot be read"):
+        found = path.is_file()
+    if not found:
         raise BundleError(f"{folder}: it has no {MANIFEST}, so it is not a bundle of this package")
     manifest = _read_json(path)
     try:
-        _check_manifest(manifest)
-        if speaks:
-            _check_native(manifest)
+        with boundary(BundleError, "it is not a bundle's manifest"):
+            _check_manifest(manifest)
+            if speaks:
+                _check_native(manifest)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
     needed, present = manifest["minimum_openvino"], version("openvino")
-    if _release(present) < _release(needed):
+    if _release(present) < _release(needed):  # it cannot load the graphs, or speaks other codes
         raise BundleError(f"{folder}: the bundle needs OpenVINO {needed} or later, this is {present}; upgrade openvino")
     return manifest
 
@@ -265,6 +290,9 @@ def _check_manifest(manifest: Any) -> None:
     for key, kind in _FIELDS.items():
         if not isinstance(manifest.get(key), kind):
             raise BundleError(f"{key} is missing or of the wrong type")
+    for key in ("languages", "speakers"):
+        if not all(isinstance(name, str) for name in manifest[key]):
+            raise BundleError(f"{key} is not a list of names")
     if manifest["kind"] not in COMPONENTS:
         raise BundleError(f"kind {manifest['kind']!r} is not one of {', '.join(COMPONENTS)}")
     if min(manifest["sample_rate"], manifest["samples_per_frame"]) < 1:
@@ -302,24 +330,33 @@ def _check_native(manifest: dict[str, Any]) -> None:
 
 def _fetch(repo: str, revision: str | None) -> Path:
     """Fetches the manifest, then the files it lists; returns their folder in the Hub's cache."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     name = repo if revision is None else f"{repo} at {revision}"
-    try:
+    with boundary(BundleError, name, _hub_reason):
+        with some_home():
+            from huggingface_hub import hf_hub_download, snapshot_download
+
         folder = Path(hf_hub_download(repo, MANIFEST, revision=revision)).parent
         files = list(read_manifest(folder)["files"])
         # The commit that the manifest came from, so that a push in between cannot mix two bundles.
         return Path(snapshot_download(repo, revision=folder.name, allow_patterns=[MANIFEST, *files]))
-    except LocalEntryNotFoundError:
-        raise BundleError(f"{name}: the Hub cannot be reached and the bundle is not in the local cache") from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise BundleError(f"{name}: {_HUB_REASONS.get(type(error).__name__) or _first_line(error)}") from None
-    except OSError as error:
-        raise BundleError(f"{name}: the fetch failed: {_first_line(error)}; run it again to resume") from None
+
+
+def _hub_reason(error: Exception) -> str:
+    """Why a fetch failed, and what to do. The client raises its own errors, httpx2's, hf_xet's and the system's."""
+    from huggingface_hub.errors import HFValidationError
+
+    for kind in type(error).__mro__:
+        if kind.__name__ in _HUB_REASONS:
+            return _HUB_REASONS[kind.__name__]
+    if isinstance(error, HFValidationError):
+        return first_line(error)
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        return f"the Hub's cache cannot be written ({first_line(error)}); set HF_HOME to a folder that can"
+    return f"the fetch failed: {first_line(error)}; run it again to resume"
 
 
 _HUB_REASONS = {
+    "LocalEntryNotFoundError": "the Hub cannot be reached and the bundle is not in the local cache",
     "RepositoryNotFoundError": "the Hub has no such repository, or it is private; check the name, or `hf auth login`",
     "GatedRepoError": "the repository is gated; ask for access on its page and `hf auth login`",
     "RevisionNotFoundError": "the repository has no such revision",
@@ -337,11 +374,6 @@ def _roots(folder: Path) -> Iterable[Path]:
     return (real, real.parents[1] / "blobs", real.parents[2] / "blobs") if real.parent.name == "snapshots" else (real,)
 
 
-def _list(folder: Path) -> Iterator[str]:
-    """Relative paths of the files that must be in the manifest: all except a release's papers."""
-    return (name for name in _walk(folder) if not _PAPERS.fullmatch(name))
-
-
 def _walk(folder: Path) -> Iterator[str]:
     """Relative paths of all files in a folder, except hidden ones (.git, .cache)."""
     for directory, folders, files in os.walk(folder):
@@ -354,22 +386,29 @@ def _walk(folder: Path) -> Iterator[str]:
 def _read_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    try:
+    with boundary(BundleError, f"{path}: not a tokenizer"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise BundleError(f"{path}: not a tokenizer ({error})") from None
 
 
 def _read_json(path: Path) -> Any:
-    try:
+    with boundary(BundleError, f"{path}: cannot be read as JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as JSON ({_first_line(error)})") from None
+
+
+def _is_folder(source: str | os.PathLike[str]) -> bool:
+    """Raises BundleError for a place that may not be looked at."""
+    try:
+        return bool(str(source)) and Path(source).is_dir()
+    except PermissionError as error:
+        raise BundleError(f"{source}: cannot be read ({error.strerror})") from None
+    except OSError:  # a name that is too long
+        return False
+
+
+def _shown(source: str | os.PathLike[str]) -> str:
+    text = str(source)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _release(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -18,7 +19,8 @@ import platformdirs
 from numpy.typing import NDArray
 
 from . import memory
-from .errors import DeviceError, RequestError
+from .errors import DeviceError, RequestError, boundary
+from .home import some_home
 from .model import Model
 from .prompt import REFERENCE, SPEAKER, Prompt
 from .voice import VoicePrompt
@@ -37,17 +39,20 @@ Codes = NDArray[np.int64]
 MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Path]], Session]"
 
 
-def user_cache() -> Path:
-    """This package's folder in the user's cache."""
-    return platformdirs.user_cache_path("qwen3-tts-ov", appauthor=False)
+def user_cache() -> Path | None:
+    """This package's folder in the user's cache; None for a user without a home, and where it cannot be written."""
+    try:
+        folder = platformdirs.user_cache_path("qwen3-tts-ov", appauthor=False)
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() and _writable(folder) else None  # older platformdirs begin with "~"
 
 
 def devices() -> dict[str, str]:
-    """OpenVINO's devices on this machine and their full names."""
-    import openvino as ov
-
-    core = ov.Core()
-    return {name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices}
+    """OpenVINO's devices on this machine and their full names. Raises DeviceError."""
+    core = _core()
+    with boundary(DeviceError, "OpenVINO cannot list the devices", _reason):
+        return {name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices}
 
 
 class Engine:
@@ -67,8 +72,6 @@ class Engine:
         properties: Mapping[str, Mapping[str, Any]] | None,
         cache_dir: str | os.PathLike[str] | Literal[False] | None,
     ) -> None:
-        import openvino as ov
-
         self.model = model
         self.compile_seconds: dict[str, float] = {}
         self._devices = {DEFAULT: device} if isinstance(device, str) else {DEFAULT: "CPU", **device}
@@ -76,7 +79,7 @@ class Engine:
         for name in (*self._devices, *self._properties):
             if name not in (DEFAULT, *model.graphs):
                 raise RequestError(f"unknown component {name!r}; this model has: {', '.join(model.graphs)}")
-        self._core = ov.Core()
+        self._core = _core()
         self._cache = _cache_properties(cache_dir, model.cache_key)
         weights = {name: xml.with_suffix(".bin").resolve() for name, xml in model.graphs.items()}
         self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
@@ -85,7 +88,9 @@ class Engine:
         self._session: MakeSession = Session
         self._free: list[Session] = []
         # The largest first: a graph is in memory twice while it is compiled.
-        for name in sorted(weights, key=lambda name: -weights[name].stat().st_size):
+        with boundary(DeviceError, f"{model.name}: a graph is missing"):
+            sizes = {name: path.stat().st_size for name, path in weights.items()}
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
             if name not in _ENCODERS:
                 self._compile(name)
 
@@ -118,7 +123,7 @@ class Engine:
         """The value of an OpenVINO property of a compiled component; None if its device has no such property."""
         try:
             return self._compiled[name].get_property(key)
-        except RuntimeError:
+        except Exception:  # whatever the plugin of that device raises
             return None
 
     def encode(self, audio: Floats) -> Codes:
@@ -137,27 +142,26 @@ class Engine:
         return found
 
     def _request(self, name: str) -> ov.InferRequest:
-        return self._compiled[name].create_infer_request()
+        with boundary(DeviceError, f"{name} failed", _reason):
+            return self._compiled[name].create_infer_request()
 
     def _compile(self, name: str) -> None:
         if name in self._compiled:
             return
-        device = self._devices.get(name, self._devices[DEFAULT])
+        device = str(self._devices.get(name, self._devices[DEFAULT]))
         base = device.partition(":")[0].partition(".")[0]
-        if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in self._core.available_devices):
-            known = ", ".join(self._core.available_devices)
-            raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
-        recommended = self.model.placement.get(base, {}).get(name, {})
-        chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
-        chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
-        xml = self.model.graphs[name]
         start = time.perf_counter()
-        try:
-            with memory.mapping_lock:
-                graph = self._for_one(xml) if name == "code_predictor" else xml
-                self._compiled[name] = self._core.compile_model(graph, device, chosen)
-        except RuntimeError as error:
-            raise DeviceError(f"{name}: cannot be compiled for {device}: {_reason(error)}") from None
+        with boundary(DeviceError, f"{name}: cannot be compiled for {device}", _reason), memory.mapping_lock:
+            present = self._core.available_devices
+            if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in present):
+                known = ", ".join(present)
+                raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
+            recommended = self.model.placement.get(base, {}).get(name, {})
+            chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
+            chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
+            xml = self.model.graphs[name]
+            graph = self._for_one(xml) if name == "code_predictor" else xml
+            self._compiled[name] = self._core.compile_model(graph, device, chosen)
         self.compile_seconds[name] = time.perf_counter() - start
 
     def _gains_by_cache(self, name: str) -> bool:
@@ -206,7 +210,8 @@ class Session:
         """Empties the talker's cache and the speech decoder's state."""
         self._position = 0
         for name in ("talker", "speech_decoder"):
-            self._requests[name].reset_state()
+            with boundary(DeviceError, f"{name} failed", _reason):
+                self._requests[name].reset_state()
 
     def embed(self, prompt: Prompt, voice: VoicePrompt | None) -> tuple[Floats, Floats]:
         """The prefill [positions, width] and the text to feed alongside the frames [trailing + 1, width].
@@ -284,31 +289,48 @@ class Session:
         return values
 
 
+def _core() -> ov.Core:
+    with boundary(DeviceError, "OpenVINO does not start", _reason, "install it again"), some_home():
+        import openvino as ov
+
+        return ov.Core()
+
+
 def _infer(name: str, request: ov.InferRequest, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     """Outputs by name. They are views into the request: copy them to keep them beyond its next call."""
-    try:
+    with boundary(DeviceError, f"{name} failed", _reason):
         return request.infer(inputs, share_outputs=True)
-    except RuntimeError as error:
-        raise DeviceError(f"{name} failed: {_reason(error)}") from None
 
 
 def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None, key: str | None) -> dict[str, str]:
     """A model's own cache. OpenVINO tells graphs apart by path and date, not by their weights; the key does that."""
     if cache_dir is False or key is None:
         return {}
-    folder = Path(cache_dir or user_cache() / "models") / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    cache = user_cache()
+    base = Path(cache_dir) if cache_dir else cache and cache / "models"
+    folder = base and base / key
+    if folder is None or not _writable(folder):
         logging.getLogger(__name__).warning(
-            "%s: cannot keep a model cache there (%s); every start will be slow", folder, error.strerror
+            "%s: cannot keep a model cache there; every start will be slow (choose a folder with cache_dir, or set "
+            "XDG_CACHE_HOME)",
+            folder or "the user's cache",
         )
         return {}
     return {"CACHE_DIR": str(folder)}
 
 
-def _reason(error: RuntimeError) -> str:
+def _writable(folder: Path) -> bool:
+    """Whether files can be written in a folder, which is made if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _reason(error: Exception) -> str:
     """The informative line of an OpenVINO error; the others only give positions in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or ["unknown error"])[-1]
+    return (telling or lines or [type(error).__name__])[-1]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import RequestError, boundary
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -38,5 +40,6 @@ class Model:
         return sorted(self.config["talker_config"].get("spk_id") or {})
 
     def tokenize(self, text: str) -> list[int]:
-        """The ids of a text, in which chat markup stands for control tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """The ids of a text, in which chat markup stands for control tokens. Raises RequestError."""
+        with boundary(RequestError, "the text cannot be tokenized"):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids

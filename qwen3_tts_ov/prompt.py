@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import names
 from .errors import RequestError
 
 NONE = -1  # nothing on this side
@@ -63,12 +64,14 @@ def custom_voice(
     instruct: str | None = None,
     text_first: bool = True,
 ) -> Prompt:
-    """A voice of the checkpoint's `spk_id` table, in any case, optionally steered by an instruction.
+    """A voice of the checkpoint's `spk_id` table, optionally steered by an instruction.
 
-    Raises RequestError for an unknown language or an empty text.
+    Raises RequestError for an unknown voice or language or an empty text.
     """
     talker = config["talker_config"]
-    name = {name.lower(): name for name in talker["spk_id"]}[speaker.lower()]
+    name = names.find(speaker, talker["spk_id"])
+    if name is None:
+        raise RequestError(f"unknown voice {speaker!r}; this checkpoint has: {', '.join(sorted(talker['spk_id']))}")
     dialect = talker.get("spk_is_dialect", {}).get(name) or None
     control = _codec_control(talker, language_id(talker, language, dialect), talker["spk_id"][name])
     return _assemble(config, tokenize, text, control, instruct, text_first)
@@ -192,11 +195,11 @@ def _split_text(tokenize: Tokenize, text: str) -> tuple[list[int], list[int]]:
 def language_id(talker: Config, language: str, dialect: str | None = None) -> int | None:
     """A language's codec id, None for `auto`. A dialect speaker speaks the dialect in `chinese` and in `auto`.
 
-    Raises RequestError for an unknown language.
+    `language` is a name or a code, see `names.find_language`. Raises RequestError for an unknown one.
     """
     known = talker["codec_language_id"]
-    name = str(language).lower()
-    if name != "auto" and name not in known:
+    name = names.find_language(str(language), ["auto", *known])
+    if name is None:
         raise RequestError(f"unknown language {language!r}; this checkpoint has: auto, {', '.join(sorted(known))}")
     if dialect is not None and name in ("auto", "chinese"):
         return known[dialect]

@@ -6,19 +6,22 @@ Nothing needs to be compiled for it, so the command line and the server refuse a
 from __future__ import annotations
 
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
-from . import audio, prompt, text
+from . import audio, names, prompt, text
 from .errors import AudioError, RequestError
 from .model import Model
 from .voice import VoicePrompt
 
 # A speaker's name or, to clone: the path of a recording, `(samples, rate)`, a saved voice prompt's path, a VoicePrompt.
 Voice = audio.Source | VoicePrompt
+
+MOST_FRAMES = 1_000_000  # 22 hours
 
 _SAVED = ".safetensors"  # the ending that tells a saved voice prompt from a recording
 
@@ -29,7 +32,7 @@ class Options(TypedDict, total=False):
     seed: int | None  # fixes talker and code predictor; drawn, and reported in the outcome, when left out
     text_first: bool  # the whole text before the audio (the default, except when cloning), or fed alongside it
     max_frames: int | None  # replaces the limit set by the text's length; for all pieces of a long text together
-    do_sample: bool
+    do_sample: bool  # False: always the likeliest code, as with subtalker_dosample for the code predictor
     temperature: float
     top_k: int
     top_p: float
@@ -97,9 +100,9 @@ def check_options(options: Options) -> None:
         known = ", ".join(Options.__annotations__)
         raise RequestError(f"unknown option {', '.join(sorted(unknown))}; known: {known}")
     if (seed := options.get("seed")) is not None:
-        check_whole("seed", seed, 0)
+        check_whole("seed", seed, 0, 2**63 - 1)
     if (max_frames := options.get("max_frames")) is not None:
-        check_whole("max_frames", max_frames, 1)
+        check_whole("max_frames", max_frames, 1, MOST_FRAMES)
 
 
 def check_text(model: Model, value: str, name: str) -> None:
@@ -110,10 +113,12 @@ def check_text(model: Model, value: str, name: str) -> None:
         raise RequestError(f"{name} holds the control token {found}; take it out")
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raises RequestError unless a value is a whole number of at least `least`."""
+def check_whole(name: str, value: Any, least: int, most: int) -> None:
+    """Raises RequestError unless a value is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise RequestError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        raise RequestError(f"{name} must be a whole number of at least {least}, not {reprlib.repr(value)}")
+    if value > most:
+        raise RequestError(f"{name} must be at most {most}, not {reprlib.repr(value)}")
 
 
 def is_saved(voice: Voice) -> TypeGuard[str | os.PathLike[str]]:
@@ -125,7 +130,7 @@ def _check_speaker(model: Model, voice: Voice | None, instruct: str | None, fiel
     known = ", ".join(model.speakers)
     if voice is not None and not isinstance(voice, str):
         raise RequestError(f"a custom_voice bundle speaks with its own voices: {known}; only a base bundle clones one")
-    if voice is not None and voice.lower() not in map(str.lower, model.speakers):
+    if voice is not None and names.find(voice, model.speakers) is None:
         clones = "; only a base bundle clones a recording" if Path(voice).suffix else ""
         raise RequestError(f"unknown voice {voice!r}; this bundle has: {known}{clones}")
     if instruct and model.config.get("tts_model_size") == "0b6":

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 # Ids at the end of the talker's vocabulary that are control tokens, never codes (official `suppress_tokens`).
 _CONTROL_IDS = 1024
 _MIN_NEW_TOKENS = 2
+# Of a temperature and a penalty: float32 logits divided by them stay finite.
+_LEAST, _MOST = 0.001, 1000
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,14 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(
-                f"temperature must be above 0 and finite, not {self.temperature}; for greedy use do_sample=False"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
+        for name in ("temperature", "repetition_penalty"):
+            if not _LEAST <= _number(name, getattr(self, name)) <= _MOST:
+                fault = f"{name} must be above 0 and finite, {_LEAST} to {_MOST}"
+                raise ValueError(f"{fault}, not {getattr(self, name)}")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, (int, np.integer)) or self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, a whole number, not {self.top_k!r}")
+        if not 0 < _number("top_p", self.top_p) <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty must be above 0 and finite, not {self.repetition_penalty}")
 
     @classmethod
     def talker(cls, generation: Mapping[str, Any]) -> Sampling:
@@ -120,3 +120,10 @@ class TalkerSampler:
         self._seen[code] = True
         self._count += 1
         return code
+
+
+def _number(name: str, value: Any) -> Any:
+    """Raises ValueError for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    return value

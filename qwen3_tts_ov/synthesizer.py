@@ -25,7 +25,7 @@ from .voice import VoicePrompt
 
 PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut into pieces at sentences
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech
-FIRST_CHUNK = 4  # frames
+FIRST_CHUNK, MOST_FIRST_CHUNK = 4, 128  # frames; the memory that decoding a chunk takes grows with it
 
 
 class Synthesizer:
@@ -100,7 +100,7 @@ class Synthesizer:
         the speech decoder's arithmetic (1e-5 in f32, 1e-2 in bf16; full scale is 1). The request is checked, and a
         recording encoded, by this call; the text is spoken while the stream is read.
         """
-        request.check_whole("first_chunk", first_chunk, 1)
+        request.check_whole("first_chunk", first_chunk, 1, MOST_FIRST_CHUNK)
         return self._stream(self._request(text, voice, instruct, language, reference_text, options), first_chunk)
 
     def voice_prompt(self, recording: audio.Source, reference_text: str | None = None) -> VoicePrompt:

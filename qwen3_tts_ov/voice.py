@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import AudioError
+from .errors import AudioError, boundary
 
 _FORMAT = "qwen3-tts-voice-prompt-1"
 
@@ -35,9 +35,11 @@ class VoicePrompt:
         if self.codes is not None and self.text is not None:
             tensors["codes"] = np.ascontiguousarray(self.codes)
             metadata["text"] = self.text
+        with boundary(AudioError, f"{path}: cannot write the voice prompt"):
+            data = save(tensors, metadata)
         partial = Path(f"{os.fspath(path)}.{os.getpid()}.part")
         try:
-            partial.write_bytes(save(tensors, metadata))
+            partial.write_bytes(data)
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -46,16 +48,14 @@ class VoicePrompt:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VoicePrompt:
         """Reads what `save` wrote. Raises AudioError for anything else."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
-        if not Path(path).is_file():
-            raise AudioError(f"{path}: there is no such file")
-        try:
+        with boundary(AudioError, f"{path}: not a voice prompt", advice="make it with voice_prompt()"):
+            if not Path(path).is_file():
+                raise AudioError(f"{path}: there is no such file")
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise AudioError(f"{path}: not a voice prompt ({error}); make it with voice_prompt()") from None
         voice = cls(tensors.get("x_vector", np.empty(0)), tensors.get("codes"), metadata.get("text"))
         if metadata.get("format") != _FORMAT or not voice._plausible():
             raise AudioError(f"{path}: not a voice prompt of this version; make it again with voice_prompt()")

@@ -17,8 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntr
 
 from pipeline.checkpoints.hub import CLIENT, ERRORS, RemoteFile, explained, is_intact, listing, status_of
 from pipeline.release.attestations import read_checksums
-from pipeline.release.prepare import SIGNATURE
-from pipeline.stage import PipelineError, list_files
+from pipeline.release.prepare import SIGNATURE, release_files
+from pipeline.stage import PipelineError
 from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, Bundle
 
 ATTEMPTS = 6
@@ -93,7 +93,7 @@ def publish_once(api: HfApi, place: Place, release: Bundle, dry_run: bool) -> st
         if not dry_run:
             api.create_branch(place.repository, branch=place.branch, revision=head)
     if not holds(api, place, release, seen):
-        added, stale = list_files(release.folder), left_over(api, place, release, seen)
+        added, stale = release_files(release.folder), left_over(api, place, release, seen)
         size = sum(release.path(name).stat().st_size for name in added)
         text = f"commit {len(added)} files, {size / 1e6:.1f} MB, on {seen.head[:12] or 'the first commit'}"
         steps.append(text + (f"; delete {', '.join(stale)}" if stale else ""))
@@ -138,7 +138,7 @@ def left_over(api: HfApi, place: Place, release: Bundle, seen: Seen) -> list[str
     if CHECKSUMS not in seen.files:
         return []
     written = {SIGNATURE, *read_checksums(read(api, place, CHECKSUMS, seen.head))}
-    return sorted((written & set(seen.files)) - set(list_files(release.folder)))
+    return sorted((written & set(seen.files)) - set(release_files(release.folder)))
 
 
 def create(api: HfApi, place: Place) -> str:
@@ -153,7 +153,7 @@ def create(api: HfApi, place: Place) -> str:
 def commit(api: HfApi, place: Place, release: Bundle, stale: list[str], parent: str) -> str:
     """Makes one commit on `parent`, which the Hub refuses if the branch has moved; returns the commit."""
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *(CommitOperationAdd(name, release.path(name)) for name in list_files(release.folder)),
+        *(CommitOperationAdd(name, release.path(name)) for name in release_files(release.folder)),
         *(CommitOperationDelete(name) for name in stale),
     ]
     message = "Release {variant} {precision} {layout} {bundle_id:.12}".format(**release.manifest)

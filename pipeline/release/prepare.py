@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from pipeline.judging.gates import Miss, missed, worst
 from pipeline.release import card, lock
-from pipeline.release.attestations import Json, stage_reports, write_papers
+from pipeline.release.attestations import Json, read_checksums, stage_reports, write_papers
 from pipeline.release.card import HELD_OUT
 from pipeline.release.layout import NATIVE, link
 from pipeline.stage import (
@@ -28,7 +28,7 @@ from pipeline.stage import (
     read_metrics,
     read_report,
 )
-from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
+from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, Bundle, verified
 
 SIGNATURE = "model.sig"
 KEYLESS = "sigstore"
@@ -66,6 +66,12 @@ def prepare(cfg: DictConfig) -> Bundle:
             sign(folder, cfg.publish.signature)
         verified(folder)
     return verified(where.release)
+
+
+def release_files(folder: Path) -> list[str]:
+    """What is published of a release's folder: the files that SHA256SUMS lists, itself, and a signature."""
+    listed = read_checksums((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    return sorted({CHECKSUMS, *listed, *([SIGNATURE] if (folder / SIGNATURE).is_file() else [])})
 
 
 def check_origin(bundle: Bundle) -> None:

@@ -42,8 +42,7 @@ def measure(
     frames: int,
 ) -> dict[str, Any]:
     """Speaks once to warm up, then `rounds` times, at most `frames` frames each: each figure as best and median."""
-    user_cache().mkdir(parents=True, exist_ok=True)
-    # Not in /tmp, which may be memory.
+    # Rather not in /tmp, which may be memory.
     with tempfile.TemporaryDirectory(dir=user_cache(), ignore_cleanup_errors=True) as cache:
         cold = _compile_seconds(Synthesizer(bundle, device, properties, cache))
         synthesizer = Synthesizer(bundle, device, properties, cache)

@@ -174,6 +174,12 @@ def verify(bundle: BundleArgument, revision: Revision = None) -> None:
     """Check every file of a bundle against its manifest, and the files of its release against SHA256SUMS."""
     loaded = _open(bundle, revision, verify=True)
     loaded.check_papers()
+    if foreign := loaded.foreign():
+        people.print(
+            f"{loaded.folder}: not part of the bundle, and never opened: {', '.join(foreign)}; move "
+            f"{'it' if len(foreign) == 1 else 'them'} away",
+            markup=False,
+        )
     print(f"{loaded.folder}: {len(loaded.manifest['files'])} files as listed, bundle {loaded.manifest['bundle_id']}")
 
 
@@ -225,6 +231,9 @@ def serve(
     ] = 1,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are answered 503.")] = 16,
     max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="An origin whose web pages may send requests; * is any. Repeatable.")
+    ] = None,
     revision: Revision = None,
     device: Devices = None,
     properties: Properties = None,
@@ -242,9 +251,18 @@ def serve(
     prompts = None if voices is None else server.load_voices(voices)
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
         people.print(f"there is no API key: anyone who can reach {host} can use this server")
-    synthesizer = _compile(loaded, device, properties)
-    limits = {"slots": slots, "queue": queue, "max_characters": max_characters}
-    server.serve(server.application(synthesizer, voices=prompts, api_key=api_key, **limits), host, port)
+    listener = server.listen(host, port)  # a port in use is told before the graphs are compiled
+    application = server.application(
+        _compile(loaded, device, properties),
+        voices=prompts,
+        api_key=api_key,
+        slots=slots,
+        queue=queue,
+        max_characters=max_characters,
+        cors=cors or (),
+        aliases=[bundle, loaded.manifest["variant"], loaded.manifest["bundle_id"]],
+    )
+    server.serve(application, listener)
 
 
 def _read_text(text: str | None, file: Path | None) -> str:

@@ -1,26 +1,33 @@
-"""Speech as bytes for a network: each chunk is encoded as it arrives, and no byte is overwritten later."""
+"""Speech as bytes for a network, at any speed: each chunk is encoded as it arrives, no byte is overwritten later."""
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..audio import pcm16
 
+if TYPE_CHECKING:
+    import av
+
 
 @dataclass(frozen=True)
 class _Format:
     media_type: str
-    container: str | None = None  # libsndfile's; None is plain 16-bit PCM
+    container: str | None = None  # libsndfile's, or ADTS; None is plain 16-bit PCM
     subtype: str = "PCM_16"
 
 
 FORMATS = {
     "mp3": _Format("audio/mpeg", "MP3", "MPEG_LAYER_III"),
     "opus": _Format("audio/ogg", "OGG", "OPUS"),
+    "aac": _Format("audio/aac", "ADTS"),
     "flac": _Format("audio/flac", "FLAC"),
     "wav": _Format("audio/wav"),
     "pcm": _Format("audio/pcm"),
@@ -36,10 +43,12 @@ class Encoder:
     def __init__(self, name: str, sample_rate: int) -> None:
         chosen = FORMATS[name]
         self._sink = _Sink(skip_first=name == "mp3")
-        self._file = None
+        self._file: Any = None
         if name == "wav":
             self._sink.write(_wav_header(sample_rate))
-        if chosen.container is None:
+        if chosen.container == "ADTS":
+            self._file = _Aac(self._sink, sample_rate)
+        if chosen.container in (None, "ADTS"):
             return
         import soundfile
 
@@ -53,7 +62,7 @@ class Encoder:
         """The bytes that are ready after float32 [samples]; those of compressed formats lag behind."""
         if self._file is None:
             self._sink.write(pcm16(waveform))
-        else:
+        elif len(waveform):  # FFmpeg takes no empty frame
             self._file.write(np.clip(waveform, -1, 1))
         return self._sink.take()
 
@@ -62,6 +71,66 @@ class Encoder:
         if self._file is not None:
             self._file.close()
         return self._sink.take()
+
+
+class Tempo:
+    """Speech at another `speed` with its pitch kept, chunk by chunk: FFmpeg's atempo, through PyAV."""
+
+    def __init__(self, speed: float, sample_rate: int) -> None:
+        import av
+
+        self._rate, self._graph = sample_rate, av.filter.Graph()
+        steps = max(1, math.ceil(abs(math.log2(speed))))  # beyond a factor of 2 the filter skips samples
+        source = self._graph.add_abuffer(
+            sample_rate=sample_rate, format="flt", layout="mono", time_base=Fraction(1, sample_rate)
+        )
+        filters = [self._graph.add("atempo", str(speed ** (1 / steps))) for _ in range(steps)]
+        self._graph.link_nodes(source, *filters, self._graph.add("abuffersink")).configure()
+
+    def __call__(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The samples that are ready after float32 [samples]; some are held back."""
+        self._graph.push(_frame(waveform, "flt", self._rate))
+        return self._pull()
+
+    def finish(self) -> NDArray[np.float32]:
+        """The samples that were held back."""
+        self._graph.push(None)
+        return self._pull()
+
+    def _pull(self) -> NDArray[np.float32]:
+        import av
+
+        ready = [np.empty(0, np.float32)]
+        while True:
+            try:
+                ready.append(self._graph.pull().to_ndarray()[0])
+            except (av.BlockingIOError, av.EOFError):
+                return np.concatenate(ready)
+
+
+class _Aac:
+    """AAC in ADTS frames, which need no header."""
+
+    def __init__(self, sink: _Sink, sample_rate: int) -> None:
+        import av
+
+        self._rate, self._container = sample_rate, av.open(sink, "w", format="adts")
+        self._stream = self._container.add_stream("aac", rate=sample_rate, layout="mono")
+
+    def write(self, waveform: NDArray[np.float32]) -> None:
+        self._container.mux(self._stream.encode(_frame(waveform, "fltp", self._rate)))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+def _frame(waveform: NDArray[np.float32], form: str, sample_rate: int) -> av.AudioFrame:
+    import av
+
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format=form, layout="mono")
+    frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
+    return frame
 
 
 class _Sink:

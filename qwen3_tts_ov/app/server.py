@@ -8,38 +8,46 @@ a slow client, which therefore holds no slot; when a client disconnects, its gen
 | custom_voice | a voice of the bundle; without it, its default voice | how to speak, optional |
 | voice_design | ignored | the voice in words, required |
 | base | a voice prompt of the server's folder, by file name | refused |
+
+What programs send is taken as they mean it: a voice or language in another spelling, null or an empty text for a field
+that is left out. An unknown field, and a number out of bounds, is an error in one line.
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
+import json
 import logging
-from collections.abc import Callable, Mapping
+import re
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import anyio
 from anyio import to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import AudioError, DeviceError, RequestError
+from .. import names
+from ..errors import AudioError, Qwen3TTSError, RequestError, boundary, first_line
 from ..request import Fields, Options, Voice, check_request
 from ..speech import SpeechStream
 from ..synthesizer import FIRST_CHUNK, Synthesizer
 from ..voice import VoicePrompt
-from .encoding import FORMATS, Encoder
+from .encoding import FORMATS, Encoder, Tempo
 
-# The one bundle that is served also answers requests for OpenAI's models.
-OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+# The one bundle that is served also answers requests for OpenAI's models, and for any released Qwen3-TTS.
+_UNDERSTOOD = re.compile(r"tts-1(-hd)?(-\d+)?|gpt-4o-mini-tts(-[\d-]+)?|([\w.-]+/)?qwen3-tts[\w.-]*", re.IGNORECASE)
 _AHEAD = 256  # chunks buffered for a client, ten minutes of speech; only a full buffer keeps its slot occupied
 _ESCAPED = 12  # the most bytes of JSON for one character, as in "\ud83d\ude00"
 
@@ -57,9 +65,9 @@ class SpeechRequest(BaseModel):
     model: str | None = None
     voice: str | None = None
     instructions: str | None = None
-    response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
-    speed: float = 1.0
-    stream_format: Literal["audio"] = "audio"
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: float = Field(1.0, ge=0.25, le=4, allow_inf_nan=False)
+    stream_format: Literal["audio", "sse"] = "audio"
 
     language: str = "auto"
     first_chunk: int = FIRST_CHUNK
@@ -70,12 +78,24 @@ class SpeechRequest(BaseModel):
     top_p: float | None = None
     repetition_penalty: float | None = None
 
-    @field_validator("speed")
+    @model_validator(mode="before")
     @classmethod
-    def _one_speed(cls, speed: float) -> float:
-        if speed != 1:
-            raise PydanticCustomError("speed", "this model has one speed, 1")
-        return speed
+    def _absent(cls, body: Any) -> Any:
+        """Without the fields that are null or, but for the text, empty."""
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None and (value != "" or key == "input")}
+
+    @field_validator("voice", mode="before")
+    @classmethod
+    def _name(cls, voice: Any) -> Any:
+        """The name of a voice that is given as an object, as in `/v1/audio/voices`."""
+        return voice["id"] if isinstance(voice, dict) and "id" in voice else voice
+
+    @field_validator("response_format", "stream_format", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
 
     def options(self) -> Options:
         """The request's generation options, by the runtime's names."""
@@ -95,30 +115,46 @@ def application(
     slots: int = 1,
     queue: int = 16,
     max_characters: int = 4096,
+    cors: Collection[str] = (),
+    aliases: Collection[str] = (),
 ) -> Starlette:
     """The ASGI application of one loaded bundle.
 
     `voices` are the voices that a base bundle can clone, by name. `slots` requests are served at a time and `queue`
     more wait; beyond that the answer is 503. `max_characters` bounds `input` and `instructions` each. With an
-    `api_key`, every path except `/health` requires it as a bearer token.
+    `api_key`, every path except `/health` requires it as a bearer token. Web pages of the origins in `cors`, or of any
+    for `*`, may send requests. `aliases` are further names for the model.
     """
-    desk = _Desk(synthesizer, dict(voices or {}), anyio.Semaphore(slots, fast_acquire=True), queue, max_characters)
+    desk = _Desk(
+        synthesizer, dict(voices or {}), anyio.Semaphore(slots, fast_acquire=True), queue, max_characters, aliases
+    )
+    # In this order: a browser's preflight carries no key.
+    origins = Middleware(
+        CORSMiddleware,
+        allow_origins=cors,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        allow_private_network=True,
+    )
+    key = Middleware(_KeyRequired, api_key=api_key or "")
     return Starlette(
         routes=[
             Route("/v1/audio/speech", desk.speech, methods=["POST"]),
             Route("/v1/audio/voices", desk.list_voices),
+            Route("/v1/audio/models", desk.list_models),
             Route("/v1/models", desk.list_models),
-            Route("/v1/models/{name}", desk.show_model),
+            Route("/v1/models/{name:path}", desk.show_model),
             Route("/health", desk.health),
         ],
-        middleware=[Middleware(_KeyRequired, api_key=api_key)] if api_key else [],
+        middleware=[*[origins] * bool(cors), *[key] * bool(api_key)],
         exception_handlers={HTTPException: _http_error},  # type: ignore[dict-item]
     )
 
 
 def load_voices(folder: Path) -> dict[str, VoicePrompt]:
     """The voice prompts of a folder by file name without ending. Raises AudioError."""
-    voices = {path.stem: VoicePrompt.load(path) for path in sorted(folder.glob("*.safetensors"))}
+    with boundary(AudioError, f"{folder}: cannot be read"):
+        voices = {path.stem: VoicePrompt.load(path) for path in sorted(folder.glob("*.safetensors"))}
     if not voices:
         raise AudioError(f"{folder}: it has no voice prompt (.safetensors); save one with `qwen3-tts-ov voice`")
     return voices
@@ -134,11 +170,13 @@ class _Desk:
         slots: anyio.Semaphore,
         queue: int,
         max_characters: int,
+        aliases: Collection[str],
     ) -> None:
         self._synthesizer, self._voices, self._max_characters = synthesizer, voices, max_characters
         self._slots, self._queue = slots, queue
         self._max_body = _ESCAPED * 2 * max_characters + 4096
         self._model = synthesizer.model.name
+        self._names = {name.lower() for name in (self._model, *aliases)}
 
     async def speech(self, request: Request) -> ASGIApp:
         try:
@@ -148,18 +186,24 @@ class _Desk:
             return _error(400, str(error))
         except ClientDisconnect:
             return Response(status_code=499)  # never read
-        return _Speaking(stream, wanted.response_format, self._slots, self._queue)
+        except HTTPException:
+            raise
+        except Exception as error:
+            return _failed(error)
+        spent = len(self._synthesizer.model.tokenize(wanted.input)) if wanted.stream_format == "sse" else None
+        return _Speaking(stream, wanted.response_format, wanted.speed, spent, self._slots, self._queue)
 
     async def list_voices(self, _: Request) -> Response:
-        return JSONResponse({"voices": self._synthesizer.model.speakers or sorted(self._voices)})
+        voices = self._synthesizer.model.speakers or sorted(self._voices)
+        return JSONResponse({"voices": [{"id": name, "name": name, "object": "voice"} for name in voices]})
 
     async def list_models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._describe()]})
+        models = [self._describe(self._model)]
+        return JSONResponse({"object": "list", "data": models, "models": models})
 
     async def show_model(self, request: Request) -> Response:
-        if request.path_params["name"] != self._model:
-            raise HTTPException(404, f"there is no model {request.path_params['name']!r} here, only {self._model}")
-        return JSONResponse(self._describe())
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._describe(request.path_params["name"]))
 
     async def health(self, _: Request) -> Response:
         slots = self._slots.statistics()
@@ -167,8 +211,13 @@ class _Desk:
             {"status": "ok", "model": self._model, "free_slots": self._slots.value, "waiting": slots.tasks_waiting}
         )
 
-    def _describe(self) -> dict[str, Any]:
-        return {"id": self._model, "object": "model", "created": 0, "owned_by": "qwen3-tts-ov"}
+    def _describe(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "qwen3-tts-ov"}
+
+    def _check_model(self, name: str) -> None:
+        """Raises HTTPException for a model that is not served."""
+        if name.strip().lower() not in self._names and not _UNDERSTOOD.fullmatch(name.strip()):
+            raise HTTPException(404, f"there is no model {name[:100]!r} here, only {self._model}")
 
     async def _body(self, request: Request) -> bytes:
         """The body, read up to its maximum length. Raises HTTPException."""
@@ -188,8 +237,8 @@ class _Desk:
             wanted = SpeechRequest.model_validate_json(body)
         except ValidationError as error:
             raise RequestError(_explain(error)) from None
-        if wanted.model not in (None, self._model, *OPENAI_MODELS):
-            raise HTTPException(404, f"there is no model {wanted.model!r} here, only {self._model}")
+        if wanted.model is not None:
+            self._check_model(wanted.model)
         for name in ("input", "instructions"):
             if len(getattr(wanted, name) or "") > self._max_characters:
                 raise RequestError(f"{name} has more than {self._max_characters} characters; send it in parts")
@@ -215,18 +264,24 @@ class _Desk:
             return None
         if kind != "base":
             return name
-        if name not in self._voices:
+        found = None if name is None else names.find(name, self._voices)
+        if found is None:
             known = ", ".join(sorted(self._voices)) or "none; start it with --voices"
             fault = "choose a voice" if name is None else f"unknown voice {name!r}; this server has"
             raise RequestError(f"{fault}: {known}")
-        return self._voices[name]
+        return self._voices[found]
 
 
 class _Speaking:
-    """The response to one request: generates the speech in a slot, and sends it as fast as the client reads."""
+    """The response to one request: generates the speech in a slot, and sends it as fast as the client reads.
 
-    def __init__(self, stream: SpeechStream, name: str, slots: anyio.Semaphore, queue: int) -> None:
-        self._stream, self._format = stream, name
+    `spent` is the number of the text's tokens, which makes this a response of events; None makes it audio.
+    """
+
+    def __init__(
+        self, stream: SpeechStream, form: str, speed: float, spent: int | None, slots: anyio.Semaphore, queue: int
+    ) -> None:
+        self._stream, self._format, self._speed, self._spent = stream, form, speed, spent
         self._slots, self._queue = slots, queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -239,45 +294,64 @@ class _Speaking:
 
     async def _make(self, ready: MemoryObjectSendStream[bytes | Exception]) -> None:
         """Takes a slot and speaks. An error is passed on in place of the next chunk, and ends the speech."""
-        encoder = Encoder(self._format, self._stream.sample_rate)
-
-        def next_piece() -> bytes | None:
-            chunk = next(self._stream, None)
-            return None if chunk is None else encoder.encode(chunk)
-
         with ready, self._stream:
             if self._slots.value == 0 and self._slots.statistics().tasks_waiting >= self._queue:
                 await ready.send(_Busy())
                 return
             async with self._slots:
                 try:
-                    while (piece := await to_thread.run_sync(next_piece)) is not None:
+                    pieces = self._pieces()
+                    while (piece := await to_thread.run_sync(next, pieces, None)) is not None:
                         await ready.send(piece)
-                    await ready.send(encoder.finish())
-                except DeviceError as error:
+                except Exception as error:  # of the runtime, a codec, or a fault of this program
                     await ready.send(error)
                 finally:
                     self._stream.close()  # gives the infer requests back before the slot
 
+    def _pieces(self) -> Iterator[bytes]:
+        """The speech as it is sent: encoded, at its speed, in events where those are wanted."""
+        encoder = Encoder(self._format, self._stream.sample_rate)
+        tempo = None if self._speed == 1 else Tempo(self._speed, self._stream.sample_rate)
+        for chunk in self._stream:
+            yield self._event(encoder.encode(tempo(chunk) if tempo else chunk))
+        yield self._event((encoder.encode(tempo.finish()) if tempo else b"") + encoder.finish())
+        if self._spent is not None:
+            made = len(self._stream.outcome.codes)
+            usage = {"input_tokens": self._spent, "output_tokens": made, "total_tokens": self._spent + made}
+            yield _event(type="speech.audio.done", usage=usage)
+
+    def _event(self, audio: bytes) -> bytes:
+        """Audio as OpenAI's event, or as it is. An encoder that holds all back gives an empty piece, and no event."""
+        if self._spent is None or not audio:
+            return audio
+        return _event(type="speech.audio.delta", audio=base64.b64encode(audio).decode())
+
     async def _send(
         self, audio: MemoryObjectReceiveStream[bytes | Exception], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """An error before the first audio becomes a status; a later one cuts the connection, which clients notice."""
+        """An error before the first audio becomes a status; a later one an event, or it cuts the connection."""
         first = await audio.receive()
         if isinstance(first, _Busy):
             busy = _error(503, f"{self._queue} requests are waiting already; try again", {"Retry-After": "1"})
             return await busy(scope, receive, send)
         if isinstance(first, Exception):
-            return await _error(500, str(first))(scope, receive, send)
-        media_type = FORMATS[self._format].media_type.encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", media_type)]})
+            return await _failed(first)(scope, receive, send)
+        media_type = FORMATS[self._format].media_type if self._spent is None else "text/event-stream"
+        headers = [(b"content-type", media_type.encode()), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
         async for piece in audio:
             if isinstance(piece, Exception):
-                log.error("speech broke off: %s", piece)
-                return None
+                log.error("speech broke off: %s", _in_one_line(piece))
+                if self._spent is None:
+                    return None  # clients notice
+                piece = _event(type="error", error=_described(500, _in_one_line(piece)))
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         return await send({"type": "http.response.body", "body": b""})
+
+
+def _event(**data: Any) -> bytes:
+    return f"data: {json.dumps(data)}\n\n".encode()
 
 
 async def _watch(receive: Receive, cancel: Callable[[], None]) -> None:
@@ -291,12 +365,12 @@ class _KeyRequired:
     """Rejects requests without the key, except to /health."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
-        self._app, self._expected = app, f"Bearer {api_key}".encode()
+        self._app, self._expected = app, api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != "/health":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").strip().partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._expected):
                 refused = _error(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})
                 return await refused(scope, receive, send)
         return await self._app(scope, receive, send)
@@ -308,9 +382,23 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error in the form that OpenAI's clients expect."""
+    return JSONResponse({"error": _described(status, message)}, status, headers)
+
+
+def _described(status: int, message: str) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    return JSONResponse(body, status, headers)
+    return {"message": message, "type": kind, "param": None, "code": None}
+
+
+def _failed(error: Exception) -> Response:
+    """The answer to a request that this server, not its client, is to blame for; noted in the log."""
+    log.error("speech failed: %s", _in_one_line(error))
+    return _error(500, _in_one_line(error))
+
+
+def _in_one_line(error: Exception) -> str:
+    line = first_line(error)
+    return line if isinstance(error, Qwen3TTSError) else f"{type(error).__name__}: {line}"
 
 
 def _explain(error: ValidationError) -> str:
@@ -322,8 +410,21 @@ def _explain(error: ValidationError) -> str:
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
-def serve(app: ASGIApp, host: str, port: int) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; port 0 takes a free one. Raises RequestError."""
+    with boundary(RequestError, f"cannot listen at {host}, port {port}", advice="choose another --port or --host"):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        return socket.create_server(address, family=family, backlog=2048)
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
     """Serves until the process is asked to stop; responses in progress then have five seconds to finish."""
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=5, server_header=False)
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=5, server_header=False)
+    address = f"[{host}]" if ":" in host else host
+    # uvicorn tells this only of sockets of its own
+    logging.getLogger("uvicorn.error").info("running on http://%s:%d (press CTRL+C to quit)", address, port)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -35,7 +35,7 @@ def make_bundle(folder: Path, kind: str = "custom_voice") -> Path:
         "precision": "int8",
         "layout": "native",
         "source": {"repo": "synthetic", "revision": None, "files": {}},
-        "minimum_openvino": "2026.4",
+        "minimum_openvino": "2025.1",
         "sample_rate": 24000,
         "samples_per_frame": 1920,
         "components": {name: {"xml": f"{name}.xml", "bin": f"{name}.bin"} for name in COMPONENTS[kind]},

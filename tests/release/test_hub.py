@@ -55,6 +55,7 @@ def make_release(folder: Path, content: bytes, *extra: str) -> Bundle:
     (folder / "manifest.json").write_text(json.dumps(manifest | {"bundle_id": bundle_id(manifest)}))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     write_checksums(folder)
+    (folder / "Thumbs.db").write_bytes(b"foreign")  # never published
     return verified(folder)
 
 

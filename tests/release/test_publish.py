@@ -114,6 +114,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def test_a_release_is_the_bundle_byte_for_byte_with_its_attestations(released):
+    (released.bundle / "Thumbs.db").write_bytes(b"foreign")  # stays at home
     run(released)
     bundle, found = Bundle.load(released.bundle), Bundle.load(target(released))
     assert found.manifest["bundle_id"] == bundle.manifest["bundle_id"]

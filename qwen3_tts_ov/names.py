@@ -1,0 +1,37 @@
+"""Names of voices and languages as people and programs write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# ISO 639-1 codes of the languages that released checkpoints know; a checkpoint's own names need no entry.
+_LANGUAGES = {
+    "de": "german",
+    "en": "english",
+    "es": "spanish",
+    "fr": "french",
+    "it": "italian",
+    "ja": "japanese",
+    "ko": "korean",
+    "pt": "portuguese",
+    "ru": "russian",
+    "zh": "chinese",
+}
+
+
+def find(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is meant, else None: as it is written, or else without case, spaces, `_` and `-`."""
+    names = list(known)
+    return name if name in names else {_plain(each): each for each in reversed(names)}.get(_plain(name))
+
+
+def find_language(name: str, known: Iterable[str]) -> str | None:
+    """The known language that is meant, by its name or by its code, with or without a region (`en`, `en-US`)."""
+    names = list(known)
+    code = re.split("[-_]", name.strip().lower())[0]
+    return find(name, names) or find(_LANGUAGES.get(code, ""), names)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
