@@ -189,20 +189,19 @@ def prebuilt(request: pytest.FixtureRequest, artifact: Callable[..., Path]) -> N
 
 
 @pytest.fixture(scope="session")
-def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
-    """`bundle_of("openarc")`: tiny-base in int8 in another runtime's layout, with its graphs beside the native ones."""
-    native = artifact("compress", "tiny-base")
-    artifacts = native.parents[2]
-    lock = FileLock(artifacts.parent.parent / "layouts.lock")
+def bundle_of(artifact: Callable[..., Path]) -> Callable[..., Path]:
+    """`bundle_of("openarc")`: a bundle in another runtime's layout, with its graphs beside the native ones."""
 
-    def get(layout: str) -> Path:
-        chosen = ("variant=tiny-base", "precision=int8", f"layout={layout}", f"artifacts={artifacts}")
-        made = paths(configuration(chosen)).bundle
-        with lock:
-            for stage in () if made.exists() else ("build", "export", "compress", "bundle"):
-                done = run_stage(stage, *chosen)
-                assert done.returncode == 0, done.stderr
-        return made
+    def get(layout: str, variant: str = "tiny-base", precision: str = "int8") -> Path:
+        artifacts = artifact("compress", variant, precision).parents[2]
+        chosen = (f"variant={variant}", f"precision={precision}", f"layout={layout}", f"artifacts={artifacts}")
+        where = paths(configuration(chosen))
+        with FileLock(artifacts.parent.parent / f"{variant}-{layout}.lock"):
+            for stage in ("build", "export", "compress", "bundle"):
+                if not getattr(where, STAGES[stage]).exists():
+                    done = run_stage(stage, *chosen)
+                    assert done.returncode == 0, done.stderr
+        return where.bundle
 
     return get
 
