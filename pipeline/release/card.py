@@ -20,9 +20,9 @@ LANGUAGES = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of checkpoint speaks with, OpenArc's word for it, and the arguments that name a voice to each program.
+    """What a kind of checkpoint speaks with, OpenArc's word for it, and what names a voice to each program.
 
-    `genai` is for openvino.genai; `recording` there is a tensor. `{voice}` stands for a voice's name.
+    `{voice}` stands for a name, and `recording`, for openvino.genai, for a tensor.
     """
 
     voices: str

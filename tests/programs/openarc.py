@@ -9,6 +9,7 @@ n-th request are written to the file CODES as array n.
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,11 @@ def main(bundle: str, kind: str, requests: str, properties: str, codes: str) -> 
     engine = Recorded(config)
     engine.load_model(config)
     found = {}
-    with open(requests, encoding="utf-8") as file:
-        for number, request in enumerate(json.load(file)):
-            waveform, rate = asyncio.run(engine.generate(REQUESTS[kind](**request)))
-            assert rate == 24_000
-            assert np.isfinite(waveform).all()
-            found[str(number)] = np.array(engine.codes)
+    for number, request in enumerate(json.loads(Path(requests).read_text(encoding="utf-8"))):
+        waveform, rate = asyncio.run(engine.generate(REQUESTS[kind](**request)))
+        assert rate == 24_000
+        assert np.isfinite(waveform).all()
+        found[str(number)] = np.array(engine.codes)
     np.savez(codes, **found)
 
 

@@ -9,6 +9,7 @@ CODES as array n.
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,9 @@ def main(bundle: str, requests: str, properties: str, codes: str) -> None:
         return result
 
     model.model.generate = recorded
-    with open(requests, encoding="utf-8") as file:
-        for asked, options in json.load(file):
-            waveform = model.generate(**model.preprocess_input(**asked), **options)
-            assert np.isfinite(waveform.numpy()).all()
+    for asked, options in json.loads(Path(requests).read_text(encoding="utf-8")):
+        waveform = model.generate(**model.preprocess_input(**asked), **options)
+        assert np.isfinite(waveform.numpy()).all()
     np.savez(codes, **{str(number): found for number, found in enumerate(spoken)})
 
 

@@ -45,7 +45,7 @@ class Reader:
     def compiled(self, graph: str) -> ov.CompiledModel:
         return self.core.compile_model(self.bundle / f"{graph}.xml", "CPU", self.properties)
 
-    # ---- one method for each graph; rows are [1, positions, width] ----------------------------------------------------
+    # ---- one method for each graph; rows are [1, positions, width] ---------------------------------------------------
 
     def tokens(self, text: str) -> list[int]:
         raise NotImplementedError
