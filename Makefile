@@ -6,6 +6,7 @@
 # make golden recomputes the golden values of `make test`
 # make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= for other runtimes; REMOTE= shares it through DVC
 # make fleet  builds all cells, or CELLS='*-int8', on the Ray cluster at ADDRESS=, or on this machine without it
+# make runtimes has OpenArc and optimum-intel speak from built cells: OPENARC=, OPTIMUM= where they are; VARIANTS=
 # make plan   prints which cells of params.yaml, or of VARIANTS= and PRECISIONS=, are stale
 # make publish releases the cell of VARIANT= and PRECISION=: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
 # make summary prints a Markdown table of what is built
@@ -17,7 +18,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: all setup test lint prove parity golden view cell fleet plan remote publish summary bench openvino workflows
+.PHONY: all setup test lint prove parity golden view cell fleet plan remote publish summary bench openvino runtimes workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -117,6 +118,14 @@ openvino: setup
 	$(BIN)/dvc repro $(foreach kind,base custom-voice voice-design,\
 	  $(foreach precision,fp16 int8 int4,bundle@tiny-$(kind)-$(precision)))
 	$(BIN)/python -m benchmarks.openvino_releases $(RELEASES)
+
+# OPENARC is a checkout with its environment in .venv, OPTIMUM an environment with optimum-intel and qwen-tts.
+SPOKEN = $(or $(VARIANTS),tiny-base tiny-custom-voice tiny-voice-design)
+runtimes: export OPENARC := $(OPENARC)
+runtimes: export OPTIMUM := $(OPTIMUM)
+runtimes: setup
+	for variant in $(SPOKEN); do $(MAKE) cell VARIANT=$$variant LAYOUTS="openarc genai" || exit 1; done
+	CELLS="$(SPOKEN:%=%/$(PRECISION))" $(BIN)/pytest -rs tests/programs/prove_programs.py
 
 workflows:
 	actionlint

@@ -59,8 +59,9 @@ def run(cfg: DictConfig) -> None:
         write_tokenizer(where.checkpoint, bundle / "tokenizer.json")
         if cfg.layout.openvino_tokenizer:
             alone(convert_tokenizer, where.checkpoint, bundle)
+        on_cpu = placement(cfg, held).get("CPU", {})
         for graph in held:
-            place(graph, cfg.layout.name, bundle)
+            place(graph, cfg.layout.name, bundle, on_cpu.get(graph.component, {}))
         manifest = describe(cfg, held, read_report(where.checkpoint), [*reports.values()], bundle)
         write_papers(bundle, manifest)
         if cfg.layout.name == NATIVE:

@@ -237,16 +237,14 @@ def prebuilt(request: pytest.FixtureRequest, artifact: Callable[..., Path]) -> N
 
 
 @pytest.fixture(scope="session")
-def bundle_of(artifact: Callable[..., Path]) -> Callable[[str], Path]:
-    """`bundle_of("openarc")`: tiny-base in int8 in another runtime's layout, with its graphs beside the native ones."""
-    native = artifact("compress", "tiny-base")
-    artifacts = native.parents[2]
-    lock = FileLock(artifacts.parent.parent / "layouts.lock")
+def bundle_of(artifact: Callable[..., Path]) -> Callable[..., Path]:
+    """`bundle_of("openarc")`: a bundle in another runtime's layout, with its graphs beside the native ones."""
 
-    def get(layout: str) -> Path:
-        chosen = ("variant=tiny-base", "precision=int8", f"layout={layout}", f"artifacts={artifacts}")
-        made = paths_of(artifacts, "tiny-base", "int8", layout).bundle
-        with lock:
+    def get(layout: str, variant: str = "tiny-base", precision: str = "int8") -> Path:
+        artifacts = artifact("compress", variant, precision).parents[2]
+        chosen = (f"variant={variant}", f"precision={precision}", f"layout={layout}", f"artifacts={artifacts}")
+        made = paths_of(artifacts, variant, precision, layout).bundle
+        with FileLock(artifacts.parent.parent / f"{variant}-{layout}.lock"):
             if not made.exists():
                 run_stages(["build", "export", "compress", "bundle"], *chosen, checkout=ROOT)
         return made

@@ -28,7 +28,7 @@ from pipeline.graphs.components import (
     flat,
 )
 from pipeline.graphs.fixed_shapes import STATIC
-from pipeline.stage import PipelineError
+from pipeline.stage import KINDS, PipelineError
 
 
 class Step(Component):
@@ -227,9 +227,9 @@ class WholeSpeechDecoder(SpeechDecoder):
 
 
 class SpeechEncoderByGroup(SpeechEncoder):
-    """Reference audio with a channel to codes, one row for each group."""
+    """Reference audio with a channel to codes, one row for each group; in every kind, as optimum-intel loads it."""
 
-    name, adapts, outputs = "speech_encoder_by_group", "speech_encoder", ("audio_codes",)
+    name, adapts, outputs, kinds = "speech_encoder_by_group", "speech_encoder", ("audio_codes",), KINDS
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)

@@ -71,7 +71,23 @@ def convert(component: Component) -> ov.Model:
         merge_products(model)
     if past:
         make_stateful(model, dict(zip(past, present, strict=True)))
+    name_only_ports(model)
     return model
+
+
+def name_only_ports(model: ov.Model) -> None:
+    """Take away the names of all tensors except inputs and outputs.
+
+    The tracer names every tensor. Where a plugin fuses the operation before an output into it, or a pass turns a state
+    back into an input, the port gets the inner tensor's name as well, and a program that asks for a port's one name
+    (`get_any_name`) may be told that one. Compiled graphs show it, read ones do not.
+    """
+    ports = [(port.get_tensor(), port.names) for port in (*model.inputs, *model.outputs)]
+    for node in model.get_ops():
+        for output in node.outputs():
+            output.get_tensor().set_names(set())
+    for tensor, names in ports:
+        tensor.set_names(names)
 
 
 def trace_example(component: Component) -> tuple[torch.Tensor, ...]:

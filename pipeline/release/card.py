@@ -1,6 +1,7 @@
 """The model card of a release: front matter for the Hub and a text for people, every figure from the manifest."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,57 @@ LANGUAGES = {
     "chinese": "zh", "english": "en", "french": "fr", "german": "de", "italian": "it",
     "japanese": "ja", "korean": "ko", "portuguese": "pt", "russian": "ru", "spanish": "es",
 }  # fmt: skip
-# What a kind of checkpoint speaks with, OpenArc's word for it, and the options of `qwen3-tts-ov say` that name a voice.
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of checkpoint speaks with, OpenArc's word for it, and what names a voice to each program.
+
+    `{voice}` stands for a name, and `recording`, for openvino.genai, for a tensor.
+    """
+
+    voices: str
+    openarc_type: str
+    say: str
+    openarc: str
+    optimum: str
+    genai: str
+
+
 KINDS = {
-    "base": ("voices cloned from a recording", "voice_clone", '--voice voice.wav --ref-text "What it says."'),
-    "custom_voice": ("voices by name", "custom_voice", "--voice {voice}"),
-    "voice_design": ("voices designed in words", "voice_design", '--instruct "A calm, low voice."'),
+    "base": Kind(
+        "voices cloned from a recording",
+        "voice_clone",
+        say='--voice voice.wav --ref-text "What it says."',
+        openarc='"ref_audio_b64": b64encode(Path("voice.wav").read_bytes()).decode(), "ref_text": "What it says."',
+        optimum='ref_audio="voice.wav", ref_text="What it says."',
+        genai='voice_clone_ref_audio=recording, voice_clone_ref_text="What it says."',
+    ),
+    "custom_voice": Kind(
+        "voices by name",
+        "custom_voice",
+        say="--voice {voice}",
+        openarc='"speaker": "{voice}"',
+        optimum='speaker="{voice}"',
+        genai='speaker="{voice}"',
+    ),
+    "voice_design": Kind(
+        "voices designed in words",
+        "voice_design",
+        say='--instruct "A calm, low voice."',
+        openarc='"voice_description": "A calm, low voice."',
+        optimum='instruct="A calm, low voice."',
+        genai='instruct="A calm, low voice."',
+    ),
 }
+PROGRAMS = ("say", "openarc", "optimum", "genai")
 HELD_OUT = "held_out_"  # before a measure against the graph before compression; without it, against PyTorch
 
 
 def card(manifest: dict[str, Any], samples: dict[str, str], publish: DictConfig) -> str:
     """The README.md of a release: `samples` has what each device spoke, as paths in the release."""
-    kind, openarc, how = KINDS[manifest["kind"]]
+    kind = KINDS[manifest["kind"]]
+    voice = next(iter(manifest["speakers"]), "")
     text = ModelCard.from_template(
         front_matter(manifest),
         template_path=str(TEMPLATE),
@@ -34,13 +74,12 @@ def card(manifest: dict[str, Any], samples: dict[str, str], publish: DictConfig)
         source=manifest["source"],
         from_hub="/" in manifest["source"]["repo"],
         kind=kind,
+        named={program: getattr(kind, program).format(voice=voice) for program in PROGRAMS},
         revision=publish.tag or publish.branch,
         layouts=publish.layouts,
         samples=samples,
         here=f"https://huggingface.co/{publish.layouts[manifest['layout']]}",
         hosted=publish.target == "hub",
-        how=how.format(voice=next(iter(manifest["speakers"]), "")),
-        openarc=openarc,
         quality=quality_rows(manifest),
         missed=[Miss(**entry) for entry in manifest["missed"]],
         megabytes=megabytes,

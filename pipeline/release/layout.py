@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.stage import PipelineError
 
 NATIVE = "native"
+# The compile properties that OpenVINO also reads from a graph where a program gives none.
+CARRIED = ("KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> lis
     return found
 
 
-def place(graph: Graph, layout: str, bundle: Path) -> None:
+def place(graph: Graph, layout: str, bundle: Path, recommended: Mapping[str, Any]) -> None:
     """Puts a graph into a bundle under the layout's names.
 
-    Stages replace files and never write into them, so unchanged files are linked. Raises PipelineError where
-    OpenVINO cannot read the graph, or where it lacks a port that the layout renames.
+    The native runtime takes the `recommended` compile properties from the manifest; for other programs, the graph
+    carries those that it can. Stages replace files and never write into them, so unchanged files are linked. Raises
+    PipelineError where OpenVINO cannot read the graph, or where it lacks a port that the layout renames.
     """
     target = bundle / f"{graph.file}.xml"
     target.parent.mkdir(exist_ok=True)
@@ -70,6 +73,9 @@ def place(graph: Graph, layout: str, bundle: Path) -> None:
         return
     rename(model, graph)
     model.set_rt_info(layout, ["qwen3_tts", "layout"])
+    for name in CARRIED:
+        if name in recommended:
+            model.set_rt_info(str(recommended[name]), ["runtime_options", name])
     ov.save_model(model, target, compress_to_fp16=False)
     if filecmp.cmp(source_weights, target_weights, shallow=False):  # names lie in the .xml
         target_weights.unlink()

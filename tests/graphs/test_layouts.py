@@ -51,6 +51,42 @@ def test_the_ports_match_the_contract(bundle_of, checkpoint, layout, graph):
             assert wanted.rank == port.partial_shape.rank
 
 
+def port_names(layout: str, graph: str) -> list[list[set[str]]]:
+    """The names that each input and each output has by the contract, in its order."""
+    return [[{name} for name in re.findall(r"`(\w+)`", cell)] for cell in table(layout)[graph]]
+
+
+def names(graph: ov.Model | ov.CompiledModel) -> list[list[set[str]]]:
+    """The names that each input and each output has."""
+    return [[port.names for port in ports] for ports in (graph.inputs, graph.outputs)]
+
+
+@pytest.mark.parametrize(("layout", "graph"), graphs())
+def test_a_compiled_graph_has_the_contracts_names_alone_cold_and_from_a_cache(bundle_of, tmp_path, layout, graph):
+    """Programs read a port's `get_any_name()`, and compilation may merge the names of inner tensors into a port's."""
+    core = ov.Core()
+    core.set_property({"CACHE_DIR": str(tmp_path)})
+    for warm in (False, True):
+        compiled = core.compile_model(bundle_of(layout) / f"{graph}.xml", "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+        assert compiled.get_property("LOADED_FROM_CACHE") == warm
+        assert names(compiled) == port_names(layout, graph)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_graph_brings_its_recommended_arithmetic_to_programs_that_give_none(bundle_of, layout):
+    """All but INFERENCE_PRECISION_HINT, which OpenVINO does not read from a graph."""
+    manifest = json.loads((bundle_of(layout) / "manifest.json").read_text())
+    for name in ("talker_with_rotary", "code_step_with_rotary", "talker_with_mask", "code_step_with_mask"):
+        if name not in manifest["components"]:
+            continue
+        compiled = ov.Core().compile_model(bundle_of(layout) / manifest["components"][name]["xml"], "CPU")
+        recommended = manifest["placement"]["CPU"][name]
+        group = compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+        assert group == recommended["DYNAMIC_QUANTIZATION_GROUP_SIZE"] != 32, "the plugin's default is 32"
+        precision = compiled.get_property("KV_CACHE_PRECISION").get_type_name()
+        assert precision == recommended["KV_CACHE_PRECISION"] == "f32"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_bundle_contains_exactly_the_contracts_files(bundle_of, layout):
     bundle, text = bundle_of(layout), (CONTRACTS / f"{layout}.md").read_text()
@@ -124,14 +160,18 @@ class TestStateful:
 
     def test_the_state_can_be_removed_from_the_graph(self, bundle_of, layout):
         """Both runtimes do this for NPU; the pass refuses a graph without beam_idx."""
+        caches = [f"{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
         for graph in (TALKERS[layout][0], PREDICTORS[layout][0]):
             model = ov.Core().read_model(bundle_of(layout) / f"{graph}.xml")
-            states = len(model.get_variables())
             stateful_to_stateless_transformation(model)
-            names = {name for port in model.inputs for name in port.names}
-            assert {f"past_key_values.{layer}.{kind}" for layer in range(2) for kind in ("key", "value")} <= names
-            assert states == 4
-            assert not model.get_variables()
+            inputs, outputs = port_names(layout, graph)
+            inputs = [name for name in inputs if name != {"beam_idx"}]
+            inputs += [{f"past_key_values.{cache}"} for cache in caches]
+            outputs += [{f"present.{cache}"} for cache in caches]
+            for model_or_compiled in (model, ov.Core().compile_model(model, "CPU")):
+                found_inputs, found_outputs = names(model_or_compiled)
+                assert sorted(map(sorted, found_inputs)) == sorted(map(sorted, inputs))
+                assert sorted(map(sorted, found_outputs)) == sorted(map(sorted, outputs))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

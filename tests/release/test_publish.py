@@ -216,14 +216,26 @@ def test_the_card_explains_how_to_run_it_everywhere(published, kind, layout):
     sample = f"https://huggingface.co/acme/tiny-custom-voice-int8{own}-ov/resolve/v1.2.3/samples/cpu.wav"
     option = {"base": "--voice voice.wav", "custom_voice": "--voice aiden", "voice_design": "--instruct"}[kind]
     openarc = {"base": "voice_clone"}.get(kind, kind)
+    # What names the voice to OpenArc, optimum-intel and openvino.genai; each refuses a request without it.
+    named = {
+        "base": ('voice = {"ref_audio_b64": ', ', ref_audio="voice.wav", ', "None, voice_clone_ref_audio=recording, "),
+        "custom_voice": ('voice = {"speaker": "aiden", ', ', speaker="aiden")', 'None, speaker="aiden")'),
+        "voice_design": ('voice = {"voice_description": ', ', instruct="A calm', 'None, instruct="A calm'),
+    }[kind]
     for said in (
         "qwen3-tts-ov pull acme/tiny-custom-voice-int8-ov@v1.2.3",
         option,
         f"--model-type qwen3_tts_{openarc} ",
+        """--runtime-config '{"INFERENCE_PRECISION_HINT": "f32"}'""",
+        f'"openarc_tts": {{"qwen3_tts_{openarc}": voice}}',
+        'OVModelForTextToSpeechSeq2Seq.from_pretrained("acme/tiny-custom-voice-int8-genai-ov")',
+        *named,
         'Text2SpeechPipeline("acme/tiny-custom-voice-int8-genai-ov"',
         f'<audio controls src="{sample}">',
     ):
         assert said in text
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "card", "exec")
     assert "random" not in text
 
 
