@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .text import clean
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -38,5 +40,5 @@ class Model:
         return sorted(self.config["talker_config"].get("spk_id") or {})
 
     def tokenize(self, text: str) -> list[int]:
-        """The ids of a text, in which chat markup stands for control tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """The ids of a text without what is not heard; chat markup in it stands for control tokens."""
+        return self.tokenizer.encode(clean(text), add_special_tokens=False).ids

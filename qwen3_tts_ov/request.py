@@ -105,6 +105,7 @@ def check_options(options: Options) -> None:
 def check_text(model: Model, value: str, name: str) -> None:
     """Raises RequestError unless a text, called `name` in the message, can be spoken and holds no control token."""
     text.check(value, name)
+    value = text.clean(value)
     special = (token.content for token in model.tokenizer.get_added_tokens_decoder().values())
     if found := next((token for token in special if token in value), None):
         raise RequestError(f"{name} holds the control token {found}; take it out")

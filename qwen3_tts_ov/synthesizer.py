@@ -146,10 +146,11 @@ class Synthesizer:
         cloned = self._clone(voice, reference_text) if model.kind == "base" else None
         speaker = voice if isinstance(voice, str) else model.default_voice
         text_first = options.get("text_first", cloned is None)
-        pieces = []
-        for piece in text.split(spoken, PIECE_SECONDS):
+        cut, pieces = text.split(text.clean(spoken), PIECE_SECONDS), []
+        for part, pause in cut:
+            piece = part.strip() if len(cut) > 1 else part
             planned = self._plan(piece, speaker, cloned, instruct, language, text_first)
-            pieces.append((planned, self._limit(piece, planned, max_frames)))
+            pieces.append((planned, self._limit(piece, planned, max_frames), pause))
         seed = secrets.randbits(32) if seed is None else seed
         return Request(pieces, cloned, seed, talker, code_predictor, max_frames)
 

@@ -1,0 +1,5 @@
+"""Files that a command writes, and what they must not hurt."""
+
+from .case import Case
+
+CASES: list[Case] = []
