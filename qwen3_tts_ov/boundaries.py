@@ -6,12 +6,15 @@ its language is often not named; in doubt there is no boundary, since a long tex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import IntEnum
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import regex
+
+if TYPE_CHECKING:
+    import budoux
 
 
 class Cut(IntEnum):
@@ -27,7 +30,7 @@ class Cut(IntEnum):
 # A run of marks with the closing marks and spaces after it, or a line break without a mark.
 _MARKS = regex.compile(
     r"""(?P<mark>[.!?…‥。！？｡؟۔।॥]+|[,;:，、；：،؛—–～]+)
-        (?P<close>["'”’»›」』）)\]】》〉*_]*(?:[ ]»(?=\s|$))?)
+        (?P<close>["'”’“‘»›«‹」』）)\]】》〉*_]*(?:[ ]»(?=\s|$))?)
         (?P<space>\s*)
       | [^\S\n]*\n\s*""",
     regex.VERBOSE,
@@ -35,9 +38,10 @@ _MARKS = regex.compile(
 _SENTENCE = frozenset(".!?…‥。！？｡؟۔।॥")
 _ELLIPSIS = regex.compile(r"\.{2,}|…+|‥+")
 # Scripts without spaces, in which a mark ends a sentence without a space after it.
-_CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー。！？｡，、；：…—～]")
-_NEVER_FIRST = regex.compile(r"[,.;:!?…%»›”’)\]}，。、；：！？」』）】》〉]")
-_NEVER_LAST = regex.compile(r"[(\[{«‹„“‘¿¡「『（【《〈]")
+_CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー。！？｡，、；：]")
+# « Oui », but »Ja«.
+_NEVER_FIRST = regex.compile(r"[,.;:!?…%”)\]}，。、；：！？」』）】》〉]|[»›’](?!\p{L})")
+_NEVER_LAST = regex.compile(r"[(\[{„¿¡「『（【《〈]|(?<![\p{L}\p{P}])[«‹]")
 
 # A date whose words are joined by spaces: "1 de enero de 2020", "the 4th of July".
 _DATE = regex.compile(r"\S*\d\S*[ ](?:de|del|of|du|di)[ ]\p{L}+(?:[ ](?:de|del|of|du|di)[ ]\d+)?")
@@ -45,12 +49,12 @@ _DATE = regex.compile(r"\S*\d\S*[ ](?:de|del|of|du|di)[ ]\p{L}+(?:[ ](?:de|del|o
 # A word and its full stop: an initial ("J. S. Bach", "M. Dupont"), letters between stops ("p.m.", "т.е.", "S.p.A."), a
 # Roman numeral ("Ludwig XIV. war").
 _SHORT = regex.compile(
-    r"(?:^|[^\p{L}\p{N}])(?:\p{L}|(?:\p{L}{1,4}\.-?)+\p{L}{1,4}|(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))$"
+    r"(?:^|[^\p{L}\p{N}])(?:[\p{Lu}\p{Ll}]|(?:\p{L}{1,4}\.-?)+\p{L}{1,4}|(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))$"
 )
 _WORD = regex.compile(r"\p{L}+$")
 # Words that are abbreviations before a number: "No. 5", "Art. 3".
-_BEFORE_NUMBER = frozenset(
-    "abs abb app art bd cap ch chap ed eq ex fig hab lib lit kap no nos num op par pos ref sec tab ver vol ziff".split()
+_BEFORE_NUMBER = regex.compile(
+    r"(?i)(?:abs|abb|app|art|bd|cap|ch|chap|ed|eq|ex|fig|hab|lib|lit|kap|nos?|num|op|par|pos|ref|sec|tab|ver|vol|ziff)"
 )
 _NUMBER = regex.compile(r"(?:^|[\s(\[,;/–-])(\d{1,4})$")
 _YEAR = range(1100, 2100)
@@ -64,23 +68,31 @@ _GERMAN_START = regex.compile(
 
 def boundaries(text: str) -> dict[int, Cut]:
     """The positions at which a text may be cut, in order, except inside words: each after the spaces there."""
-    graphemes = {match.end() for match in regex.finditer(r"\X", text)}
+    whole = set(graphemes(text))
     dates = [match.span() for match in _DATE.finditer(text)]
     found = {match.end(): Cut.PART if _joins(text, match) else Cut.WORD for match in regex.finditer(r"\s+", text)}
     found |= {match.end(): cut for match in _MARKS.finditer(text) if (cut := _after_marks(text, match)) is not None}
     found |= {at: Cut.PART for start, end in dates for at in range(start + 1, end) if at in found}
-    return {at: found[at] for at in sorted(found) if 0 < at < len(text) and at in graphemes}
+    return {at: found[at] for at in sorted(found) if at in whole}
 
 
-def inside_words(text: str) -> dict[int, Cut]:
-    """The positions inside words at which a text may be cut in need: words of Chinese and Japanese, then graphemes."""
-    found = {match.end(): Cut.GRAPHEME for match in regex.finditer(r"\X", text)}
-    at = 0
-    for phrase in _phrases(text) if _CJK.search(text) else ():
+def phrases(text: str) -> list[int]:
+    """The positions between words of Chinese or Japanese, found by a small model for line breaks."""
+    if not _CJK.search(text):
+        return []
+    whole, at, found = set(graphemes(text)), 0, []
+    japanese = regex.search(r"[\p{Hiragana}\p{Katakana}]", text)
+    for phrase in _parser("japanese" if japanese else "simplified_chinese").parse(text):
         at += len(phrase)
-        if at in found and _CJK.match(text, at - 1) and _CJK.match(text, at) and not _NEVER_FIRST.match(text, at):
-            found[at] = Cut.WORD
-    return {at: cut for at, cut in found.items() if at < len(text)}
+        between = at in whole and _CJK.match(text, at - 1) and _CJK.match(text, at)
+        if between and not _NEVER_FIRST.match(text, at):
+            found.append(at)
+    return found
+
+
+def graphemes(text: str) -> list[int]:
+    """The positions between graphemes, which a reader sees as one character each."""
+    return [match.end() for match in regex.finditer(r"\X", text)][:-1]
 
 
 def _after_marks(text: str, found: regex.Match[str]) -> Cut | None:
@@ -118,13 +130,16 @@ def _abbreviates(text: str, stop: int, after: int) -> bool:
     """Whether the full stop at `stop` belongs to the word or number before it and does not end the sentence."""
     before, numbered = text[max(0, stop - 20) : stop], text[after].isdigit()
     if number := _NUMBER.search(before):
-        opens = regex.search(r"(?:^|\n|[.!?:;]\s)\s*$", before[: number.start(1)]) and stop - len(number[1]) < 20
+        start = stop - len(number[1])
+        opens = start == 0 or text[start - 1] == "\n" or text[max(0, start - 3) : start].rstrip()[-1:] in tuple(".!?:;")
         ordinal = int(number[1]) not in _YEAR and _GERMAN.search(text, max(0, stop - 300), after + 300)
-        return numbered or bool(opens) or bool(ordinal and not _GERMAN_START.match(text, after))
+        return numbered or opens or bool(ordinal and not _GERMAN_START.match(text, after))
     if _SHORT.search(before):
         return True
     word = _WORD.search(before)
-    return word is not None and (word[0].lower() in _abbreviations() or (numbered and word[0].lower() in _BEFORE_NUMBER))
+    return word is not None and bool(
+        word[0].lower() in _abbreviations() or (numbered and _BEFORE_NUMBER.fullmatch(word[0]))
+    )
 
 
 def _joins(text: str, space: regex.Match[str]) -> bool:
@@ -134,7 +149,7 @@ def _joins(text: str, space: regex.Match[str]) -> bool:
         return True
     left, right = regex.search(r"\S*$", text[max(0, start - 20) : start])[0], text[at]
     beside = any(map(str.isdigit, left)) or left.endswith(".") or right.isdigit()
-    return beside or bool(_NEVER_FIRST.match(right) or _NEVER_LAST.match(text[start - 1]))
+    return beside or bool(_NEVER_FIRST.match(text, at) or _NEVER_LAST.match(text, start - 1))
 
 
 @cache
@@ -143,18 +158,8 @@ def _abbreviations() -> frozenset[str]:
     return frozenset(word for line in listed.splitlines() if not line.startswith("#") for word in line.split())
 
 
-def _phrases(text: str) -> Iterator[str]:
-    """The phrases of Chinese or Japanese text, by a small model for line breaks; joined they are the text."""
+@cache
+def _parser(language: str) -> budoux.Parser:
     import budoux
 
-    japanese = regex.search(r"[\p{Hiragana}\p{Katakana}]", text)
-    return iter(
-        _parser(
-            budoux.load_default_japanese_parser if japanese else budoux.load_default_simplified_chinese_parser
-        ).parse(text)
-    )
-
-
-@cache
-def _parser(load):
-    return load()
+    return getattr(budoux, f"load_default_{language}_parser")()

@@ -12,15 +12,13 @@ from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
-from . import audio, prompt, text
-from .errors import AudioError, RequestError
+from . import prompt, recording, text
+from .errors import RequestError
 from .model import Model
-from .voice import VoicePrompt
+from .voice import ENDING, VoicePrompt
 
-# A speaker's name or, to clone: the path of a recording, `(samples, rate)`, a saved voice prompt's path, a VoicePrompt.
-Voice = audio.Source | VoicePrompt
-
-_SAVED = ".safetensors"  # the ending that tells a saved voice prompt from a recording
+# A speaker's name or, to clone: a recording from any source, a saved voice prompt's path, a VoicePrompt.
+Voice = recording.Source | VoicePrompt
 
 
 class Options(TypedDict, total=False):
@@ -119,7 +117,8 @@ def check_whole(name: str, value: Any, least: int) -> None:
 
 def is_saved(voice: Voice) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a voice is the path of a saved voice prompt."""
-    return isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() == _SAVED
+    path = recording.path_of(voice)
+    return path is not None and path.suffix.lower() == ENDING
 
 
 def _check_speaker(model: Model, voice: Voice | None, instruct: str | None, fields: Fields) -> None:
@@ -149,14 +148,14 @@ def _check_clone(
         raise RequestError(
             f"a base bundle clones a voice; give a recording or a saved voice prompt with {fields.voice}"
         )
-    if not isinstance(voice, (str, os.PathLike, tuple, VoicePrompt)):
+    known = (str, os.PathLike, tuple, bytes, bytearray, memoryview, VoicePrompt)
+    if not isinstance(voice, known) and not hasattr(voice, "read"):
         raise RequestError(
-            f"{fields.voice} must be a path, (samples, rate) or a VoicePrompt, not {type(voice).__name__}"
+            f"{fields.voice} must be a path, a file, bytes, (samples, rate) or a VoicePrompt, "
+            f"not {type(voice).__name__}"
         )
-    if isinstance(voice, (str, os.PathLike)) and not Path(voice).exists():
-        raise AudioError(
-            f"{os.fspath(voice)}: there is no such file; a base bundle clones a recording or a saved voice prompt"
-        )
+    if isinstance(voice, (str, os.PathLike)):
+        recording.check_named(voice)
     if instruct:
         raise RequestError(f"a base bundle speaks as its recording does; leave {fields.instruct} out")
     if reference_text is not None and (isinstance(voice, VoicePrompt) or is_saved(voice)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import idna
 import regex
 
-from .boundaries import Cut, boundaries, inside_words
+from .boundaries import Cut, boundaries, graphemes, phrases
 from .errors import RequestError
 
 # Seconds to speak one character. Digits and symbols are read out as words; punctuation is a pause.
@@ -114,41 +114,32 @@ def _parts(text: str, limit: float, clock: list[float]) -> list[tuple[int, Cut]]
     A part is refined by weaker cuts while it is long: up to a third of the limit, so that pieces can become even, or
     the limit itself where a cut would divide what belongs together.
     """
-    found = boundaries(text)
-    ends = [(len(text), Cut.SENTENCE)]
-    for cut, grain in ((Cut.SENTENCE, 0.0), (Cut.CLAUSE, limit / 3), (Cut.WORD, limit / 3), (Cut.PART, limit)):
-        at = [position for position, kind in found.items() if kind == cut]
-        ends = _refined(
-            ends, cut, grain, clock, lambda start, end, at=at: at[bisect_right(at, start) : bisect_left(at, end)]
-        )
-    for cut, grain in ((Cut.WORD, limit / 3), (Cut.GRAPHEME, limit)):
-
-        def inside(start: int, end: int, cut: Cut = cut) -> list[int]:
-            return [start + at for at, kind in inside_words(text[start:end]).items() if kind == cut]
-
-        ends = _refined(ends, cut, grain, clock, inside)
+    found: dict[Cut, list[int]] = {cut: [] for cut in Cut}
+    for at, cut in boundaries(text).items():
+        found[cut].append(at)
+    third, ends = limit / 3, [(len(text), Cut.SENTENCE)]
+    for cut, grain in zip(Cut, (0.0, third, third, limit, limit), strict=True):
+        refined, start = [], 0
+        for end, kind in ends:
+            if clock[end] - clock[start] > grain:
+                within = found[cut][bisect_right(found[cut], start) : bisect_left(found[cut], end)]
+                if cut == Cut.WORD:
+                    within = sorted({*within, *(start + at for at in phrases(text[start:end]))})
+                if cut == Cut.GRAPHEME:
+                    within = [start + at for at in graphemes(text[start:end])]
+                refined += [(at, cut) for at in _apart(within, start, end, clock, grain / 20)]
+            refined.append((end, kind))
+            start = end
+        ends = refined
     return _speakable(text, ends)
 
 
-def _refined(
-    ends: list[tuple[int, Cut]],
-    cut: Cut,
-    grain: float,
-    clock: list[float],
-    inside: Callable[[int, int], list[int]],
-) -> list[tuple[int, Cut]]:
-    """Parts of more than `grain` seconds divided at the positions that `inside(start, end)` gives."""
-    refined, start, apart = [], 0, grain / 20  # closer cuts make no difference, only work
-    for end, kind in ends:
-        if clock[end] - clock[start] > grain:
-            last = start
-            for at in inside(start, end):
-                if clock[at] - clock[last] >= apart <= clock[end] - clock[at]:
-                    refined.append((at, cut))
-                    last = at
-        refined.append((end, kind))
-        start = end
-    return refined
+def _apart(positions: list[int], start: int, end: int, clock: list[float], seconds: float) -> Iterator[int]:
+    """Those of the positions between two others that are so far apart: closer cuts make no difference, only work."""
+    for at in positions:
+        if clock[at] - clock[start] >= seconds <= clock[end] - clock[at]:
+            yield at
+            start = at
 
 
 def _speakable(text: str, ends: list[tuple[int, Cut]]) -> list[tuple[int, Cut]]:

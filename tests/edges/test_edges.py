@@ -9,7 +9,7 @@ import pytest
 
 from qwen3_tts_ov import Bundle, Synthesizer
 
-from .case import Case, Desk
+from .case import Desk
 from .table import KINDS, PAGE, page, write
 
 ALL = [(kind, case) for kind, (_, cases) in KINDS.items() for case in cases]
