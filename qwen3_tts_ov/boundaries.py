@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from functools import cache
 from importlib import resources
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import regex
@@ -24,7 +25,8 @@ class Cut(IntEnum):
     CLAUSE = 1
     WORD = 2
     PART = 3  # of something that belongs together: "4. Oktober", "Dr. Wu", "10 km"
-    GRAPHEME = 4
+    NUMBER = 4  # or of one number or date: "10 000", "2020. 5. 3."
+    GRAPHEME = 5
 
 
 # A run of marks with the closing marks and spaces after it, or a line break without a mark.
@@ -39,6 +41,10 @@ _SENTENCE = frozenset(".!?…‥。！？｡؟۔।॥")
 _ELLIPSIS = regex.compile(r"\.{2,}|…+|‥+")
 # Scripts without spaces, in which a mark ends a sentence without a space after it.
 _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー。！？｡，、；：]")
+# Between a character of theirs and a Latin word or an emoji; a number belongs to its counter.
+_MIXED = regex.compile(
+    r"(?<=[\p{Han}\p{Hiragana}\p{Katakana}])(?=[\p{Latin}\p{So}])|(?<=[\p{Latin}\p{So}])(?=[\p{Han}\p{Hiragana}\p{Katakana}])"
+)
 # « Oui », but »Ja«.
 _NEVER_FIRST = regex.compile(r"[,.;:!?…%”)\]}，。、；：！？」』）】》〉]|[»›’](?!\p{L})")
 _NEVER_LAST = regex.compile(r"[(\[{„¿¡「『（【《〈]|(?<![\p{L}\p{P}])[«‹]")
@@ -57,9 +63,13 @@ _BEFORE_NUMBER = regex.compile(
     r"(?i)(?:abs|abb|app|art|bd|cap|ch|chap|ed|eq|ex|fig|hab|lib|lit|kap|nos?|num|op|par|pos|ref|sec|tab|ver|vol|ziff)"
 )
 _NUMBER = regex.compile(r"(?:^|[\s(\[,;/–-])(\d{1,4})$")
+_NUMBERS = regex.compile(r"\d(?:\.?\s\d++)+")
 _YEAR = range(1100, 2100)
 # German writes "am 4. Oktober" and "im 19. Jahrhundert": there a full stop after a number seldom ends the sentence.
-_GERMAN = regex.compile(r"\b(?:der|und|ist|dem|des|das|wurde|nicht|ein|eine|einen|vom|zum|zur|im|für|über|auf|mit)\b")
+_GERMAN = regex.compile(
+    r"[äöüß]|\b(?:der|und|ist|dem|des|das|wurde|nicht|ein|eine|einen|vom|zum|zur|im|für|über|auf|mit|[Aa]m(?=\s\d))\b"
+)
+_GERMAN_MONTH = regex.compile(r"(?:Jan|Jän|Feb|März|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez)")
 _GERMAN_START = regex.compile(
     r"(?:Da|Danach|Dann|Das|Dem|Den|Der|Die|Dies\p{L}*|Doch|Ein\p{L}*|Er|Es|Ich|Ihr\p{L}*|Man|Nun|Sie|So|Und|Wir|Aber|Als|"
     r"Auch|Auf|Bei|Bis|Im|In|Mit|Nach|Seit|Um|Von|Vor|Was|Wenn|Wer|Wie|Wo|Zu|Zum|Zur)\b"
@@ -73,21 +83,19 @@ def boundaries(text: str) -> dict[int, Cut]:
     found = {match.end(): Cut.PART if _joins(text, match) else Cut.WORD for match in regex.finditer(r"\s+", text)}
     found |= {match.end(): cut for match in _MARKS.finditer(text) if (cut := _after_marks(text, match)) is not None}
     found |= {at: Cut.PART for start, end in dates for at in range(start + 1, end) if at in found}
-    return {at: found[at] for at in sorted(found) if at in whole}
+    numbers = {at for match in _NUMBERS.finditer(text) for at in range(match.start() + 1, match.end())}
+    return {at: Cut.NUMBER if at in numbers else found[at] for at in sorted(found) if at in whole}
 
 
 def phrases(text: str) -> list[int]:
     """The positions between words of Chinese or Japanese, found by a small model for line breaks."""
     if not _CJK.search(text):
         return []
-    whole, at, found = set(graphemes(text)), 0, []
     japanese = regex.search(r"[\p{Hiragana}\p{Katakana}]", text)
-    for phrase in _parser("japanese" if japanese else "simplified_chinese").parse(text):
-        at += len(phrase)
-        between = at in whole and _CJK.match(text, at - 1) and _CJK.match(text, at)
-        if between and not _NEVER_FIRST.match(text, at):
-            found.append(at)
-    return found
+    found = set(accumulate(map(len, _parser("japanese" if japanese else "simplified_chinese").parse(text))))
+    joined = {at for at in found if _CJK.match(text, at - 1) and _CJK.match(text, at)}
+    mixed = {match.start() for match in _MIXED.finditer(text)}
+    return sorted(at for at in (joined | mixed) & set(graphemes(text)) if not _NEVER_FIRST.match(text, at))
 
 
 def graphemes(text: str) -> list[int]:
@@ -132,8 +140,10 @@ def _abbreviates(text: str, stop: int, after: int) -> bool:
     if number := _NUMBER.search(before):
         start = stop - len(number[1])
         opens = start == 0 or text[start - 1] == "\n" or text[max(0, start - 3) : start].rstrip()[-1:] in tuple(".!?:;")
-        ordinal = int(number[1]) not in _YEAR and _GERMAN.search(text, max(0, stop - 300), after + 300)
-        return numbered or opens or bool(ordinal and not _GERMAN_START.match(text, after))
+        if numbered or opens or _GERMAN_MONTH.match(text, after):
+            return True
+        german = _GERMAN.search(text, max(0, stop - 300), after + 300) and not _GERMAN_START.match(text, after)
+        return bool(german) and int(number[1]) not in _YEAR
     if _SHORT.search(before):
         return True
     word = _WORD.search(before)

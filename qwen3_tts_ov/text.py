@@ -25,7 +25,10 @@ _LETTER, _KANA, _SYLLABLE, _WORD, _PAUSE = 0.08, 0.18, 0.28, 0.45, 0.3
 
 # Silence after a piece, in seconds, and how bad a cut is, by what is cut; no pause inside a phrase.
 _PAUSES = {Cut.SENTENCE: 0.25, Cut.CLAUSE: 0.12}
-_COST = {Cut.SENTENCE: 0.0, Cut.CLAUSE: 0.4, Cut.WORD: 0.8, Cut.PART: 2.0, Cut.GRAPHEME: 3.0}
+_COST = {Cut.SENTENCE: 0.0, Cut.CLAUSE: 0.3, Cut.WORD: 1.0, Cut.PART: 2.0, Cut.NUMBER: 4.0, Cut.GRAPHEME: 4.0}
+
+# A piece below this part of the limit sounds lost; the price of one.
+_LEAST, _SHORT = 0.1, 2.5
 
 # Unicode's grammar of emoji (UTS 51) with what is invisible in them; then terminal colours and all that is not heard.
 _UNHEARD = regex.compile(
@@ -118,7 +121,7 @@ def _parts(text: str, limit: float, clock: list[float]) -> list[tuple[int, Cut]]
     for at, cut in boundaries(text).items():
         found[cut].append(at)
     third, ends = limit / 3, [(len(text), Cut.SENTENCE)]
-    for cut, grain in zip(Cut, (0.0, third, third, limit, limit), strict=True):
+    for cut, grain in zip(Cut, (0.0, third, third, limit, limit, limit), strict=True):
         refined, start = [], 0
         for end, kind in ends:
             if clock[end] - clock[start] > grain:
@@ -162,7 +165,7 @@ def _even(clock: list[float], costs: list[float], limit: float) -> list[int]:
 
     `clock` are the times at the possible cuts, from 0 to the end; `costs` what each cut costs. The sum of the squared
     deviations from an even length, relative to the limit, and of these costs is the least possible (by dynamic
-    programming); a piece under a tenth of the limit costs as much as a cut between words.
+    programming); a piece under a tenth of the limit costs more than any cut between words.
     """
     target = clock[-1] / math.ceil(clock[-1] / limit)
     best, before = [0.0], [0]
@@ -172,7 +175,7 @@ def _even(clock: list[float], costs: list[float], limit: float) -> list[int]:
             length = clock[j] - clock[i]
             if length > limit and i < j - 1:
                 break
-            cost = best[i] + ((target - length) / limit) ** 2 + (length < limit / 10)
+            cost = best[i] + ((target - length) / limit) ** 2 + _SHORT * (length < _LEAST * limit)
             if cost < least:
                 least, at = cost, i
         best.append(least + costs[j])
