@@ -87,6 +87,8 @@ def fetch(url: str) -> bytes:
     """The recording at an https URL, to be cloned. Nothing is fetched unless this is called. Raises AudioError."""
     import httpx2
 
+    if not url.lower().startswith("https://"):
+        raise AudioError(f"{url}: only https is fetched")
     data = bytearray()
     try:
         with httpx2.stream("GET", url, follow_redirects=True, timeout=30) as response:
