@@ -4,6 +4,7 @@
 # make prove  runs what takes longer: a fleet with S3 and a Ray cluster of three nodes, second builds, further kinds
 # make parity compares the networks with a live run of the official package: SIZE=tiny, 0.6b or 1.7b (random weights)
 # make golden recomputes the golden values of `make test`
+# make edges  tries every case of tests/edges/ and writes what came out to docs/edges.md
 # make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= for other runtimes; REMOTE= shares it through DVC
 # make fleet  builds all cells, or CELLS='*-int8', on the Ray cluster at ADDRESS=, or on this machine without it
 # make runtimes has OpenArc and optimum-intel speak from built cells: OPENARC=, OPTIMUM= where they are; VARIANTS=
@@ -18,7 +19,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: all setup test lint prove parity golden view cell fleet plan remote publish summary bench openvino runtimes workflows
+.PHONY: all setup test lint prove parity golden edges view cell fleet plan remote publish summary bench openvino
+.PHONY: runtimes workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -59,6 +61,9 @@ golden:
 	for golden in build/parity/tiny/*/golden.npz; do \
 	  cp $$golden tests/golden/$$(basename $$(dirname $$golden)).npz || exit 1; \
 	done
+
+edges: setup
+	EDGES=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/edges
 
 VARIANT ?= tiny-custom-voice
 PRECISION ?= int8

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, boundary
+from .text import clean
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,6 +41,6 @@ class Model:
         return sorted(self.config["talker_config"].get("spk_id") or {})
 
     def tokenize(self, text: str) -> list[int]:
-        """The ids of a text, in which chat markup stands for control tokens. Raises RequestError."""
+        """The ids of a text without what is not heard; chat markup stands for control tokens. Raises RequestError."""
         with boundary(RequestError, "the text cannot be tokenized"):
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            return self.tokenizer.encode(clean(text), add_special_tokens=False).ids

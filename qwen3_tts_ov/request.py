@@ -13,17 +13,15 @@ from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
-from . import audio, names, prompt, text
-from .errors import AudioError, RequestError
+from . import names, prompt, recording, text
+from .errors import RequestError
 from .model import Model
-from .voice import VoicePrompt
+from .voice import ENDING, VoicePrompt
 
-# A speaker's name or, to clone: the path of a recording, `(samples, rate)`, a saved voice prompt's path, a VoicePrompt.
-Voice = audio.Source | VoicePrompt
+# A speaker's name or, to clone: a recording from any source, a saved voice prompt's path, a VoicePrompt.
+Voice = recording.Source | VoicePrompt
 
 MOST_FRAMES = 1_000_000  # 22 hours
-
-_SAVED = ".safetensors"  # the ending that tells a saved voice prompt from a recording
 
 
 class Options(TypedDict, total=False):
@@ -108,6 +106,7 @@ def check_options(options: Options) -> None:
 def check_text(model: Model, value: str, name: str) -> None:
     """Raises RequestError unless a text, called `name` in the message, can be spoken and holds no control token."""
     text.check(value, name)
+    value = text.clean(value)
     special = (token.content for token in model.tokenizer.get_added_tokens_decoder().values())
     if found := next((token for token in special if token in value), None):
         raise RequestError(f"{name} holds the control token {found}; take it out")
@@ -123,7 +122,8 @@ def check_whole(name: str, value: Any, least: int, most: int) -> None:
 
 def is_saved(voice: Voice) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a voice is the path of a saved voice prompt."""
-    return isinstance(voice, (str, os.PathLike)) and Path(voice).suffix.lower() == _SAVED
+    path = recording.path_of(voice)
+    return path is not None and path.suffix.lower() == ENDING
 
 
 def _check_speaker(model: Model, voice: Voice | None, instruct: str | None, fields: Fields) -> None:
@@ -153,14 +153,14 @@ def _check_clone(
         raise RequestError(
             f"a base bundle clones a voice; give a recording or a saved voice prompt with {fields.voice}"
         )
-    if not isinstance(voice, (str, os.PathLike, tuple, VoicePrompt)):
+    known = (str, os.PathLike, tuple, bytes, bytearray, memoryview, VoicePrompt)
+    if not isinstance(voice, known) and not hasattr(voice, "read"):
         raise RequestError(
-            f"{fields.voice} must be a path, (samples, rate) or a VoicePrompt, not {type(voice).__name__}"
+            f"{fields.voice} must be a path, a file, bytes, (samples, rate) or a VoicePrompt, "
+            f"not {type(voice).__name__}"
         )
-    if isinstance(voice, (str, os.PathLike)) and not Path(voice).exists():
-        raise AudioError(
-            f"{os.fspath(voice)}: there is no such file; a base bundle clones a recording or a saved voice prompt"
-        )
+    if isinstance(voice, (str, os.PathLike)):
+        recording.check_named(voice)
     if instruct:
         raise RequestError(f"a base bundle speaks as its recording does; leave {fields.instruct} out")
     if reference_text is not None and (isinstance(voice, VoicePrompt) or is_saved(voice)):

@@ -18,6 +18,7 @@ from .errors import RequestError
 from .generation import Request, chunk_sizes, speak
 from .model import Model
 from .prompt import Prompt
+from .recording import Source
 from .request import Options, Voice
 from .sampling import Sampling
 from .speech import Speech, SpeechStream
@@ -71,7 +72,7 @@ class Synthesizer:
         - custom_voice: `voice` is one of `model.speakers`, by default `model.default_voice`; `instruct` may say how to
           speak (1.7B only).
         - voice_design: `instruct` describes the voice in words.
-        - base: `voice` is a recording to clone (a path, or `(samples, rate)`), a saved voice prompt (a path that ends
+        - base: `voice` is a recording to clone (see `voice_prompt`), a saved voice prompt (a path that ends
           in .safetensors) or a VoicePrompt. `reference_text` is what a recording says; see `voice_prompt`.
 
         `language` is one of the model's, or `auto`. Nothing of a recording is in the result.
@@ -103,8 +104,11 @@ class Synthesizer:
         request.check_whole("first_chunk", first_chunk, 1, MOST_FIRST_CHUNK)
         return self._stream(self._request(text, voice, instruct, language, reference_text, options), first_chunk)
 
-    def voice_prompt(self, recording: audio.Source, reference_text: str | None = None) -> VoicePrompt:
-        """The voice of a recording, to save or to reuse: a path, or `(samples, rate)`; best 3 to 15 s of clean speech.
+    def voice_prompt(self, recording: Source, reference_text: str | None = None) -> VoicePrompt:
+        """The voice of a recording, to save or to reuse; best 3 to 15 s of clean speech.
+
+        `recording` is a path, a pipe or a data URL, a file object or its bytes, or `(samples, rate)`. An https URL is
+        not fetched unasked: `qwen3_tts_ov.recording.fetch(url)` gives its bytes.
 
         With `reference_text`, exactly what the recording says, the voice is cloned in context; without it, by its
         x-vector alone. Half a second of silence is appended to the recording before it is encoded; otherwise its last
@@ -146,10 +150,11 @@ class Synthesizer:
         cloned = self._clone(voice, reference_text) if model.kind == "base" else None
         speaker = voice if isinstance(voice, str) else model.default_voice
         text_first = options.get("text_first", cloned is None)
-        pieces = []
-        for piece in text.split(spoken, PIECE_SECONDS):
+        cut, pieces = text.split(text.clean(spoken), PIECE_SECONDS), []
+        for part, pause in cut:
+            piece = part.strip() if len(cut) > 1 else part
             planned = self._plan(piece, speaker, cloned, instruct, language, text_first)
-            pieces.append((planned, self._limit(piece, planned, max_frames)))
+            pieces.append((planned, self._limit(piece, planned, max_frames), pause))
         seed = secrets.randbits(32) if seed is None else seed
         return Request(pieces, cloned, seed, talker, code_predictor, max_frames)
 

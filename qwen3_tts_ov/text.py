@@ -1,27 +1,44 @@
-"""How long a text takes to speak, where to cut a long one, and the most frames that it may take.
+"""What is spoken of a text, how long it takes, where to cut a long one, and the most frames that it may take.
 
-All three rest on one rough estimate: seconds per character, by script. It is deliberately slow, as it bounds
-generation and does not predict it.
+Times rest on one rough estimate: seconds per character, by script. It is deliberately slow, as it bounds generation
+and does not predict it.
 """
 
-import re
-import unicodedata
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from __future__ import annotations
 
+import math
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import idna
+import regex
+
+from .boundaries import Cut, boundaries, graphemes, phrases
 from .errors import RequestError
 
 # Seconds to speak one character. Digits and symbols are read out as words; punctuation is a pause.
 _LETTER, _KANA, _SYLLABLE, _WORD, _PAUSE = 0.08, 0.18, 0.28, 0.45, 0.3
 
-# A sentence ends after these and any closing marks that follow.
-_SENTENCE = "。！？｡；؟۔।॥\n"
-_CLAUSE = ",，、،:：—–"
-_CLOSING = "\"'”’»›」』）)]】》"
-# These end a sentence only before a space that no lower-case letter follows (so not in "3.14", "e.g. this",
-# "'Why?' he said"); and a full stop does not after a likely title or initial ("Dr. Wu", "J. S. Bach").
-_STOP = re.compile(r"[.!?…;]{1,9}[\"'”’»›)\]]*(\s(?!\s*[a-zà-öø-ÿа-я])|$)")
-_ABBREVIATION = re.compile(r"(?<!\w)[A-ZÀ-ÖØ-ÞА-Я]\w{0,2}$")
+# Silence after a piece, in seconds, and how bad a cut is, by what is cut; no pause inside a phrase.
+_PAUSES = {Cut.SENTENCE: 0.25, Cut.CLAUSE: 0.12}
+_COST = {Cut.SENTENCE: 0.0, Cut.CLAUSE: 0.3, Cut.WORD: 1.0, Cut.PART: 2.0, Cut.NUMBER: 4.0, Cut.GRAPHEME: 4.0}
+
+# A piece below this part of the limit sounds lost; the price of one.
+_LEAST, _SHORT = 0.1, 2.5
+
+# Unicode's grammar of emoji (UTS 51) with what is invisible in them; then terminal colours and all that is not heard.
+_UNHEARD = regex.compile(
+    r"""(?P<emoji> 🏴[\U000E0020-\U000E007E]+\U000E007F | \p{Emoji}[\uFE0E\uFE0F]\u20E3?(?!\u200d)
+        | (?:\p{Extended_Pictographic}[\p{Emoji_Modifier}\uFE0F]?\u200d)+\p{Extended_Pictographic}\uFE0F? )
+      | \x1b\[[0-?]*[ -/]*[@-~] | [[\p{Default_Ignorable_Code_Point}\p{Cc}\uFFF9-\uFFFB]--[\n\t]]""",
+    regex.VERBOSE | regex.V1,
+)
+_BREAKS = regex.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
+_SPACES = regex.compile(r"[\p{Zs}--\u3000]", regex.V1)
 
 # The budget allows speech four times slower than the estimate, and five seconds for breath.
 _SLOWEST, _BREATH = 4.0, 5.0
@@ -40,88 +57,146 @@ def frame_budget(text: str, frames_per_second: float) -> int:
     return int((_SLOWEST * seconds(text) + _BREATH) * frames_per_second) + 1
 
 
+def clean(text: str) -> str:
+    """The text without characters that cannot be heard, so that they are no tokens of their own.
+
+    Unicode's default-ignorable characters (soft hyphens, byte order marks, direction marks, tags) and control
+    characters are dropped. Joiners stay where the script's joining rules or an emoji need them, variation selectors
+    and tags in emoji. Every line break becomes a newline, every space that is no tab or wide space a plain one.
+    """
+    return _SPACES.sub(" ", _UNHEARD.sub(_heard, _BREAKS.sub("\n", text)))
+
+
 def check(text: str, name: str = "the text") -> None:
     """Raises RequestError unless `text`, called `name` in the message, contains something to speak."""
     if not isinstance(text, str):
         raise RequestError(f"{name} must be a string, not {type(text).__name__}")
     if any(unicodedata.category(character) == "Cs" for character in text):
         raise RequestError(f"{name} holds half of a surrogate pair; decode it as UTF-8 first")
-    if not any(unicodedata.category(character)[0] in "LNS" for character in text):
+    if not _speaks(clean(text)):
         raise RequestError(f"{name} has no letter, digit or symbol; there is nothing to speak")
 
 
-def split(text: str, limit: float) -> list[str]:
-    """Pieces of at most `limit` seconds each, cut at the strongest boundary possible.
+class Piece(NamedTuple):
+    """A part of a long text that is spoken by itself."""
 
-    Whole sentences are packed together while they fit. A sentence over the limit is cut at clauses, then at spaces,
-    then anywhere. A text within the limit stays one piece, unchanged.
+    text: str
+    pause: float  # of silence after it, in seconds
+
+
+def split(text: str, limit: float) -> list[Piece]:
+    """Pieces of at most `limit` seconds each and of even length; joined they are the text.
+
+    They are cut after sentences if they can be, then after clauses, then after words: where the lengths would differ
+    too much, or a rest would be too short to sound natural, the next weaker cut is taken. Punctuation is no piece of
+    its own. A text within the limit stays one piece.
     """
     if seconds(text) <= limit:
-        return [text]
-    pieces: list[str] = []
-    open_parts: list[str] = []  # of the piece that is being filled
-    used, speaks = 0.0, False
-    for part in _parts(text, limit):
-        cost, speakable = seconds(part), any(map(str.isalnum, part))
-        if speaks and speakable and used + cost > limit:  # punctuation alone is no piece of its own
-            pieces.append("".join(open_parts).strip())
-            open_parts, used, speaks = [], 0.0, False
-        open_parts.append(part)
-        used, speaks = used + cost, speaks or speakable
-    return [*pieces, "".join(open_parts).strip()]
+        return [Piece(text, 0.0)]
+    clock = [0.0, *accumulate(map(_character_seconds, text))]
+    parts = [(0, Cut.SENTENCE), *_parts(text, limit, clock)]
+    chosen = _even([clock[end] for end, _ in parts], [_COST[cut] for _, cut in parts], limit)
+    ends = [parts[index] for index in chosen]
+    pauses = [_PAUSES.get(cut, 0.0) for _, cut in ends[:-1]] + [0.0]
+    starts = [0, *(end for end, _ in ends)]
+    return [Piece(text[start:end], pause) for start, (end, _), pause in zip(starts, ends, pauses, strict=False)]
 
 
 def sentences(text: str) -> Iterator[str]:
     """The sentences of `text` in any script, with the space after each; joined they are the text."""
-    return _cut(text, _ends_sentence)
+    start = 0
+    for end in [*(at for at, cut in boundaries(text).items() if cut == Cut.SENTENCE), len(text)]:
+        if start < end:
+            yield text[start:end]
+        start = end
 
 
-def _parts(text: str, limit: float) -> Iterator[str]:
-    """`text` in order, in parts that fit: sentences where they fit, smaller parts where they do not."""
-    for sentence in sentences(text):
-        if seconds(sentence) <= limit:
-            yield sentence
-            continue
-        for clause in _cut(sentence, lambda text, i: text[i] in _CLAUSE):
-            if seconds(clause) <= limit:
-                yield clause
-                continue
-            for word in _cut(clause, lambda text, i: text[i].isspace()):
-                yield from [word] if seconds(word) <= limit else _pieces(word, limit)
+def _parts(text: str, limit: float, clock: list[float]) -> list[tuple[int, Cut]]:
+    """The ends of the parts that pieces are made of, and what is cut there.
+
+    A part is refined by weaker cuts while it is long: up to a third of the limit, so that pieces can become even, or
+    the limit itself where a cut would divide what belongs together.
+    """
+    found: dict[Cut, list[int]] = {cut: [] for cut in Cut}
+    for at, cut in boundaries(text).items():
+        found[cut].append(at)
+    third, ends = limit / 3, [(len(text), Cut.SENTENCE)]
+    for cut, grain in zip(Cut, (0.0, third, third, limit, limit, limit), strict=True):
+        refined, start = [], 0
+        for end, kind in ends:
+            if clock[end] - clock[start] > grain:
+                within = found[cut][bisect_right(found[cut], start) : bisect_left(found[cut], end)]
+                if cut == Cut.WORD:
+                    within = sorted({*within, *(start + at for at in phrases(text[start:end]))})
+                if cut == Cut.GRAPHEME:
+                    within = [start + at for at in graphemes(text[start:end])]
+                refined += [(at, cut) for at in _apart(within, start, end, clock, grain / 20)]
+            refined.append((end, kind))
+            start = end
+        ends = refined
+    return _speakable(text, ends)
 
 
-def _cut(text: str, ends: Callable[[str, int], bool]) -> Iterator[str]:
-    """Cuts `text` after every index i where `ends(text, i)`, taking closing marks and then spaces along."""
-    start = i = 0
-    while i < len(text):
-        end, i = ends(text, i), i + 1
-        if end:
-            while i < len(text) and (text[i] in _CLOSING or ends(text, i)):
-                i += 1
-            while i < len(text) and text[i].isspace():
-                i += 1
-            yield text[start:i]
-            start = i
-    if start < len(text):
-        yield text[start:]
+def _apart(positions: list[int], start: int, end: int, clock: list[float], seconds: float) -> Iterator[int]:
+    """Those of the positions between two others that are so far apart: closer cuts make no difference, only work."""
+    for at in positions:
+        if clock[at] - clock[start] >= seconds <= clock[end] - clock[at]:
+            yield at
+            start = at
 
 
-def _ends_sentence(text: str, i: int) -> bool:
-    if not _STOP.match(text, i):
-        return text[i] in _SENTENCE
-    return text[i] != "." or not _ABBREVIATION.search(text, max(0, i - 5), i)
+def _speakable(text: str, ends: list[tuple[int, Cut]]) -> list[tuple[int, Cut]]:
+    """The same parts, but marks alone belong to the part before them; those at the start to the first."""
+    merged: list[tuple[int, Cut]] = []
+    start = 0
+    for end, cut in ends:
+        if _speaks(text[start:end]) or not merged:
+            if merged and not _speaks(text[: merged[0][0]]):
+                merged.pop(0)
+            merged.append((end, cut))
+        else:
+            merged[-1] = (end, cut)
+        start = end
+    return merged
 
 
-def _pieces(word: str, limit: float) -> Iterator[str]:
-    """A word without any boundary, in pieces that fit."""
-    start, used = 0, 0.0
-    for i, character in enumerate(word):
-        cost = seconds(character)
-        if i > start and used + cost > limit:
-            yield word[start:i]
-            start, used = i, 0.0
-        used += cost
-    yield word[start:]
+def _even(clock: list[float], costs: list[float], limit: float) -> list[int]:
+    """The indices at which to cut, the last included, so that pieces are even and cuts are good.
+
+    `clock` are the times at the possible cuts, from 0 to the end; `costs` what each cut costs. The sum of the squared
+    deviations from an even length, relative to the limit, and of these costs is the least possible (by dynamic
+    programming); a piece under a tenth of the limit costs more than any cut between words.
+    """
+    target = clock[-1] / math.ceil(clock[-1] / limit)
+    best, before = [0.0], [0]
+    for j in range(1, len(clock)):
+        least, at = math.inf, j - 1
+        for i in range(j - 1, -1, -1):
+            length = clock[j] - clock[i]
+            if length > limit and i < j - 1:
+                break
+            cost = best[i] + ((target - length) / limit) ** 2 + _SHORT * (length < _LEAST * limit)
+            if cost < least:
+                least, at = cost, i
+        best.append(least + costs[j])
+        before.append(at)
+    chosen, j = [], len(clock) - 1
+    while j:
+        chosen.append(j)
+        j = before[j]
+    return chosen[::-1]
+
+
+def _speaks(text: str) -> bool:
+    return any(unicodedata.category(character)[0] in "LNS" for character in text)
+
+
+def _heard(found: regex.Match[str]) -> str:
+    """What stays of an emoji, which is all of it, or of a character that is not heard."""
+    if found["emoji"] is not None:
+        return found[0]
+    near, at = found.string[max(0, found.start() - 9) : found.end() + 9], min(found.start(), 9)
+    return found[0] if found[0] in "\u200c\u200d" and idna.valid_contextj(near, at) else ""
 
 
 @lru_cache(maxsize=8192)

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import output
 from .errors import AudioError, boundary
+
+ENDING = ".safetensors"  # by which a saved voice prompt is told from a recording
 
 _FORMAT = "qwen3-tts-voice-prompt-1"
 
@@ -27,7 +30,7 @@ class VoicePrompt:
     text: str | None = None  # what the recording says
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, atomically. Raises AudioError if it cannot."""
+        """Writes a .safetensors file, whole or not at all. Raises AudioError if it cannot."""
         from safetensors.numpy import save
 
         tensors: dict[str, np.ndarray] = {"x_vector": self.x_vector}
@@ -37,13 +40,8 @@ class VoicePrompt:
             metadata["text"] = self.text
         with boundary(AudioError, f"{path}: cannot write the voice prompt"):
             data = save(tensors, metadata)
-        partial = Path(f"{os.fspath(path)}.{os.getpid()}.part")
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise AudioError(f"{path}: cannot write the voice prompt ({error.strerror})") from None
+        output.check_file(Path(path), [ENDING])
+        output.write(Path(path), data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VoicePrompt:

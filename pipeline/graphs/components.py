@@ -244,7 +244,8 @@ class SpeechDecoder(Component):
 class SpeechEncoder(Component):
     """Reference audio to codes."""
 
-    name, outputs, kinds = "speech_encoder", ("codes",), ("base",)
+    name, outputs = "speech_encoder", ("codes",)
+    kinds: ClassVar[tuple[str, ...]] = ("base",)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)

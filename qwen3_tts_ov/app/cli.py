@@ -5,6 +5,7 @@ Speech goes to files or stdout, messages for people to stderr. An error is one l
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ Devices = Annotated[
 Properties = Annotated[
     list[str] | None, typer.Option("--property", help="OpenVINO KEY=VALUE, or component.KEY=VALUE. Repeatable.")
 ]
+AllowUrl = Annotated[bool, typer.Option("--allow-url", help="Fetch a recording that is given as an https URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
@@ -67,8 +69,12 @@ def say(
     play: Annotated[bool, typer.Option("--play", help="Play it while it is made.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Raw 16-bit mono PCM to stdout as it is made.")] = False,
     voice: Annotated[
-        str | None, typer.Option(help="A voice of the bundle, see `voices`; or a recording or saved voice to clone.")
+        str | None,
+        typer.Option(
+            help="A voice of the bundle, see `voices`; or a recording (`-` is stdin) or saved voice to clone."
+        ),
     ] = None,
+    allow_url: AllowUrl = False,
     language: Annotated[str, typer.Option(help="A language of the bundle; see `languages`.")] = "auto",
     instruct: Annotated[str | None, typer.Option(help="How to speak, or a description of the voice.")] = None,
     ref_text: Annotated[str | None, typer.Option(help="What the recording says; clones it more closely.")] = None,
@@ -80,17 +86,22 @@ def say(
     as_json: AsJson = False,
 ) -> None:
     """Speak a text."""
+    from ..recording import path_of
     from ..request import Fields, check_request
 
+    if text == voice == "-":
+        raise RequestError("stdin is either the text or the recording; give one of them as a file")
     spoken = _read_text(text, file)
     if output is None and not play and not stream:
         output = Path("speech.wav")
     loaded = _open(bundle, revision, verify=True)
     fields = Fields("--voice", "--instruct", "--ref-text")
-    check_request(loaded.model, spoken, voice, instruct, language, ref_text, fields)
-    outlets = outlets_for(output, play, stream, loaded.sample_rate)
+    said_by = _recording(voice, allow_url) if voice and loaded.kind == "base" else voice
+    check_request(loaded.model, spoken, said_by, instruct, language, ref_text, fields)
+    inputs = [path for path in (file, path_of(said_by)) if path is not None]
+    outlets = outlets_for(output, play, stream, loaded.sample_rate, inputs)
     synthesizer = _compile(loaded, device, properties)
-    speech = synthesizer.stream(spoken, voice, instruct, language, ref_text, seed=seed, max_frames=max_frames)
+    speech = synthesizer.stream(spoken, said_by, instruct, language, ref_text, seed=seed, max_frames=max_frames)
     outcome = pour(speech, outlets)
     if as_json:
         print(
@@ -108,18 +119,26 @@ def say(
 @commands.command()
 def voice(
     bundle: BundleArgument,
-    recording: Annotated[Path, typer.Argument(help="3 to 15 seconds of clean speech.")],
+    recording: Annotated[str, typer.Argument(help="3 to 15 seconds of clean speech; `-` is stdin.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The voice prompt to write, .safetensors.")],
     ref_text: Annotated[str | None, typer.Option(help="What the recording says; clones it more closely.")] = None,
+    allow_url: AllowUrl = False,
     revision: Revision = None,
     device: Devices = None,
 ) -> None:
     """Save the voice of a recording, to be cloned later without the recording."""
+    from ..output import check_file
+    from ..recording import check_named, path_of
     from ..request import check_recording
+    from ..voice import ENDING
 
     loaded = _open(bundle, revision, verify=True)
     check_recording(loaded.model, ref_text)
-    _compile(loaded, device, None).voice_prompt(recording, ref_text).save(output)
+    source = _recording(recording, allow_url)
+    if isinstance(source, str):
+        check_named(source)
+    check_file(output, [ENDING], filter(None, [path_of(source)]))
+    _compile(loaded, device, None).voice_prompt(source, ref_text).save(output)
     people.print(f"{output}: saved; use it with `say --voice {output}`")
 
 
@@ -268,14 +287,25 @@ def serve(
 def _read_text(text: str | None, file: Path | None) -> str:
     if (text is None) == (file is None):
         raise RequestError("give a text to say, `-` for stdin, or --file; one of them")
+    if file is None and text != "-":
+        return str(text)
     try:
-        if file is not None:
-            return file.read_text(encoding="utf-8")
-        return sys.stdin.buffer.read().decode("utf-8") if text == "-" else str(text)
+        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' editors and shells write it
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"{file or 'stdin'}: it is not UTF-8 text (byte {error.start}); convert it first") from None
     except OSError as error:
         raise RequestError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _recording(name: str, allow_url: bool) -> str | bytes:
+    """A recording as it is named on the command line: stdin and, where it is allowed, a URL are read."""
+    from ..recording import fetch, is_on_the_web
+
+    if name == "-":
+        return sys.stdin.buffer.read()
+    return fetch(name) if allow_url and is_on_the_web(name) else name
 
 
 def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,13 +20,13 @@ Outlet: TypeAlias = "Writer | Player | _Stdout"
 people = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def outlets_for(output: Path | None, play: bool, stream: bool, rate: int) -> list[Outlet]:
-    """The chosen outlets. Raises AudioError for one that cannot work."""
+def outlets_for(output: Path | None, play: bool, stream: bool, rate: int, inputs: Iterable[Path] = ()) -> list[Outlet]:
+    """The chosen outlets, none of which overwrites an input. Raises AudioError for one that cannot work."""
     from .. import audio
 
     outlets: list[Outlet] = []
     if output is not None:
-        outlets.append(audio.Writer(output, rate))
+        outlets.append(audio.Writer(output, rate, inputs))
     if play:
         outlets.append(audio.Player(rate))
     if stream:

@@ -60,6 +60,17 @@ def test_channels_are_averaged():
     np.testing.assert_allclose(audio.load((stereo, RATE), RATE), 0.25 * tone(RATE), atol=1e-7)
 
 
+def test_channels_that_cancel_or_are_silent_are_left_out_and_an_offset_is_removed(caplog):
+    for samples, told in (
+        (np.stack([tone(RATE), -tone(RATE)], axis=1), "channel 1 alone is used"),
+        (np.stack([0 * tone(RATE), tone(RATE)], axis=1), "channel 1 is silent and left out"),
+        (tone(RATE) + 0.2, "a constant offset of 0.2 was taken out"),
+    ):
+        caplog.clear()
+        np.testing.assert_allclose(audio.load((samples, RATE), RATE), tone(RATE), atol=1e-5)
+        assert [told in record.getMessage() for record in caplog.records] == [True]
+
+
 @pytest.mark.parametrize(
     ("kind", "full_scale"), [(np.int16, 2**15 - 1), (np.int32, 2**31 - 1), (np.float64, 1), (np.float16, 1)]
 )
@@ -169,7 +180,11 @@ BAD_FILES = {
     "too long": (recording(tone(8_000, 200), 8_000), r"too long, 200 s; cut it to at most 60 s"),
     "silent": (recording(np.zeros(RATE)), "it is silent"),
     "nearly silent": (recording(tone(RATE) / 1000), "it is silent"),
-    "opposite channels": (recording(np.stack([tone(RATE), -tone(RATE)], 1)), "it is silent"),
+    "click": (recording(np.eye(1, RATE, RATE // 2)[0]), "it is silent but for 0.02 s"),
+    "int16 as floats": (
+        recording(32767 * tone(RATE), subtype="FLOAT"),
+        "its samples reach 16383.5, and full scale is 1",
+    ),
     "nan": (recording(np.full(RATE, np.nan, np.float32), subtype="FLOAT"), "NaN or infinite"),
     "infinite": (recording(np.full(RATE, np.inf, np.float32), subtype="FLOAT"), "NaN or infinite"),
     "absurd rate": (recording(tone(RATE), 100), r"too long|not plausible"),
