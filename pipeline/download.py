@@ -1,4 +1,4 @@
-"""Stage `download`: a checkpoint in the released layout, from the Hub, from a folder, from voices/, or made from a seed.
+"""Stage `download`: a checkpoint in the released layout, from the Hub, a folder or voices/, or made from a seed.
 
 The report records the source, the resolved revision, and the size and sha256 of each file. An interrupted download,
 even one that was killed, resumes where it stopped: until every file is complete and its hash is right, the files lie

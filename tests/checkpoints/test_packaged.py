@@ -1,4 +1,4 @@
-"""Checkpoints in a git repository: small, the same to the bit wherever they are written out, and close to the original."""
+"""Checkpoints in a git repository: small, the same to the bit wherever they are written out, close to the original."""
 
 import json
 import shutil
