@@ -10,13 +10,15 @@
 # make publish releases the cell of VARIANT= and PRECISION=: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
 # make summary prints a Markdown table of what is built
 # make bench  builds synthetic bundles of full size and measures them in turns with other engines; ENGINE=, ROUNDS=
+# make sweep  measures what bits cost in words, for docs/precision.md; takes half an hour
+# make sample speaks docs/hello.flac
 # make workflows checks the GitHub Actions workflows with actionlint
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: all setup test lint prove parity golden view cell fleet plan remote publish summary bench workflows
+.PHONY: all setup test lint prove parity golden view cell fleet plan remote publish summary bench sweep sample workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -110,6 +112,15 @@ bench:
 	$(BIN)/dvc --cd $(VIEW) repro $(BENCH:%=bundle@%-int8) bundle@$(firstword $(BENCH))-int4 \
 	  layout_bundle@openarc-$(firstword $(BENCH))-int8
 	$(BIN)/dvc repro benchmarks/dvc.yaml
+
+sweep: setup
+	$(BIN)/dvc repro rollout@mini-custom-voice
+	$(BIN)/python -m benchmarks.sweep
+
+sample: setup
+	$(BIN)/dvc repro bundle@mini-custom-voice-int8
+	$(BIN)/qwen3-tts-ov say artifacts/mini-custom-voice/int8/bundle --language english --seed 0 -o docs/hello.flac \
+	  "Hello. I am a small voice, and I live in this repository."
 
 workflows:
 	actionlint

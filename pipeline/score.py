@@ -92,7 +92,7 @@ def judge(
 ) -> dict[str, Any]:
     """The report's figures, of speech whose WAVs are written to `folder`."""
     said = cfg.score
-    material = speak(bundle, cfg, folder)
+    material = speak(Synthesizer(bundle, said.device, cache_dir=False), cfg, folder)
     figures: dict[str, float] = {}
     not_run: dict[str, str] = {}
     for name in track(list(chosen), "score"):
@@ -133,25 +133,25 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
-    """Speaks all sentences in the bundle's languages, and passes its recordings through the codec and back."""
-    said = cfg.score
+def speak(synthesizer: Synthesizer, cfg: DictConfig, folder: Path) -> Material:
+    """Speaks the sentences in the model's languages, and passes its recordings through the codec and back."""
+    said, model = cfg.score, synthesizer.model
+    known = sorted(model.config["talker_config"]["codec_language_id"])
     sentences = {
         f"{language}-{number}.wav": (language, text)
         for language, texts in said.texts.items()
-        if language in bundle.manifest["languages"]
+        if language in known
         for number, text in enumerate(texts[: said.sentences], start=1)
     }
     if not sentences:
-        known = ", ".join(bundle.manifest["languages"])
-        raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {known}")
+        listed = ", ".join(known)
+        raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {listed}")
     recordings: list[Recording] = []
-    if bundle.kind == "base":
+    if model.kind == "base":
         if not said.recordings:
             raise PipelineError("score.recordings: a base bundle needs at least one recording to clone")
         files = [(entry, ROOT / Path(entry.path).expanduser()) for entry in said.recordings]
-        recordings = [(entry.path, audio.load(file, bundle.sample_rate), entry.get("text")) for entry, file in files]
-    synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
+        recordings = [(entry.path, audio.load(file, model.sample_rate), entry.get("text")) for entry, file in files]
     voices = cycle(enumerate(choose_voices(synthesizer, recordings, said)))
     spoken = {}
     for wav in track(list(sentences), "speak"):
@@ -159,9 +159,9 @@ def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
         number, (voice, reference) = next(voices)
         speech = synthesizer.speak(text, language=language, seed=cfg.seed, **voice)
         if not speech.samples:
-            raise PipelineError(f"{bundle.folder}: it said nothing for {text!r}")
+            raise PipelineError(f"{model.name}: it said nothing for {text!r}")
         speech.save(folder / wav)
-        heard, ended = at_rate(speech.waveform, bundle.sample_rate), speech.stop_reason == "eos"
+        heard, ended = at_rate(speech.waveform, model.sample_rate), speech.stop_reason == "eos"
         spoken[wav] = Spoken(language, text, heard, reference, number, ended)
     trips = [round_trip(synthesizer, name, waveform) for name, waveform, _ in recordings]
     return Material(spoken, trips, said.whisper)
