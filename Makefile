@@ -2,7 +2,7 @@
 # make test   sets up the environment and runs every test
 # make lint   checks style and types
 # make prove  checks the guarantees of a fleet, with S3 and a Ray cluster of three nodes; takes a quarter of an hour
-# make parity compares the networks with a live run of the official package: SIZE=tiny, 0.6b or 1.7b (random weights)
+# make parity compares the networks with a live run of the official package: SIZE=tiny, mini, or 0.6b or 1.7b (random)
 # make golden recomputes the golden values of `make test`
 # make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= for other runtimes; REMOTE= shares it through DVC
 # make fleet  builds all cells, or CELLS='*-int8', on the Ray cluster at ADDRESS=, or on this machine without it
@@ -41,14 +41,15 @@ lint: setup
 REFERENCE ?= build/reference
 SIZE ?= tiny
 FRAMES = $(if $(filter tiny,$(SIZE)),64,16)
+SOURCE = $(if $(filter mini,$(SIZE)),,variant.source=synthetic)
 LIVE = build/parity/$(SIZE)
 COMPARED = $(patsubst conf/variant/%.yaml,%,$(wildcard conf/variant/$(SIZE)-*.yaml))
 
 parity: setup
-	@test -n "$(COMPARED)" || { echo "error: SIZE is tiny, 0.6b or 1.7b, not $(SIZE)" >&2; exit 1; }
+	@test -n "$(COMPARED)" || { echo "error: SIZE is tiny, mini, 0.6b or 1.7b, not $(SIZE)" >&2; exit 1; }
 	bash tests/reference/install.sh $(REFERENCE)
 	for variant in $(COMPARED); do \
-	  $(BIN)/python -m pipeline.download variant=$$variant variant.source=synthetic artifacts=$(LIVE) && \
+	  $(BIN)/python -m pipeline.download variant=$$variant $(SOURCE) artifacts=$(LIVE) && \
 	  $(REFERENCE)/bin/python tests/reference/make_golden.py \
 	    $(LIVE)/$$variant/checkpoint $(LIVE)/$$variant/golden.npz --frames $(FRAMES) || exit 1; \
 	done
@@ -56,7 +57,8 @@ parity: setup
 
 golden:
 	$(MAKE) parity SIZE=tiny
-	for golden in build/parity/tiny/*/golden.npz; do \
+	$(MAKE) parity SIZE=mini
+	for golden in build/parity/tiny/*/golden.npz build/parity/mini/*/golden.npz; do \
 	  cp $$golden tests/golden/$$(basename $$(dirname $$golden)).npz || exit 1; \
 	done
 
