@@ -25,7 +25,18 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from pipeline.judging.gates import missed, tell
-from pipeline.judging.scorers import SCORERS, Floats, Material, RoundTrip, Scorer, Spoken, at_rate, wrong_words
+from pipeline.judging.scorers import (
+    SCORERS,
+    Floats,
+    Material,
+    RoundTrip,
+    Scorer,
+    Spoken,
+    applicable,
+    at_rate,
+    suitable,
+    wrong_words,
+)
 from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
 from qwen3_tts_ov import Bundle, Synthesizer, audio
 from qwen3_tts_ov.bundle import read_manifest
@@ -45,7 +56,7 @@ def run(cfg: DictConfig) -> None:
         "seed": cfg.seed,
         "device": said.device,
     }
-    chosen = {name: SCORERS[name] for name in said.scorers if manifest["kind"] in SCORERS[name].kinds}
+    chosen = suitable(said.scorers, manifest["kind"])
     lacking = {name: reason for name, scorer in chosen.items() if (reason := scorer.lacks())}
     with output(where.score) as folder:
         synthetic = read_report(where.checkpoint)["source"] == "synthetic"
@@ -53,8 +64,7 @@ def run(cfg: DictConfig) -> None:
             result: dict[str, Any] = {"status": "not_run", "reason": reason, "figures": {}, "not_run": {}}
         else:
             result = {"status": "measured"} | judge(Bundle.load(where.bundle), chosen, lacking, cfg, folder)
-        figures = {name for scorer in chosen.values() for name in scorer.figure_names(list(said.texts))}
-        bounds = {} if synthetic else {name: bound for name, bound in said.bounds.items() if name in figures}
+        bounds = {} if synthetic else applicable(said.bounds, chosen, list(said.texts))
         misses = missed("speech", result["figures"], bounds, dict.fromkeys(bounds, reason) | result["not_run"])
         report(folder, {**about, **result, "bounds": bounds, "missed": [miss.entry() for miss in misses]})
     print(summary(result))

@@ -355,6 +355,19 @@ SCORERS: Mapping[str, Scorer] = {
 }
 
 
+def suitable(names: Sequence[str], kind: str) -> dict[str, Scorer]:
+    """The scorers of these names that suit a kind of bundle."""
+    return {name: SCORERS[name] for name in names if kind in SCORERS[name].kinds}
+
+
+def applicable(
+    bounds: Mapping[str, float], scorers: Mapping[str, Scorer], languages: Sequence[str]
+) -> dict[str, float]:
+    """The bounds on figures that these scorers give."""
+    figures = {figure for scorer in scorers.values() for figure in scorer.figure_names(languages)}
+    return {name: bound for name, bound in bounds.items() if name in figures}
+
+
 def package(module: str) -> Path:
     """The folder of an installed package. It is not imported, as some no longer can be."""
     spec = find_spec(module)
