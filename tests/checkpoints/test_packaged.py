@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from pipeline import download
+from pipeline import build, download
 from pipeline.checkpoints import packaged
 from pipeline.checkpoints.files import WEIGHTS
 from pipeline.checkpoints.packaged import TEXT_EMBEDDING
-from pipeline.stage import PipelineError, configuration, list_files
+from pipeline.stage import ROOT, PipelineError, configuration, list_files
 
 MERGES = ("s s", "ss i", "ssi s", "ssis t", "ssist a", "ssista n", "ssistan t", "a ssistant")
 
@@ -101,3 +101,9 @@ def test_the_download_stage_refuses_another_voice_than_the_variant_names(packed,
     download.run(configuration([*chosen, f"+variant.revision=sha256:{found}"]))
     report = json.loads((tmp_path / "local" / "checkpoint" / "report.json").read_text())
     assert (report["source"], report["revision"]) == ("packaged", f"sha256:{found}")
+
+
+def test_the_voice_of_this_repository_is_the_one_that_its_variant_names_and_small(tmp_path):
+    download.run(configuration(["variant=mini-custom-voice", f"artifacts={tmp_path}"]))
+    build.checked(tmp_path / "mini-custom-voice" / "checkpoint", "mini-custom-voice")
+    assert sum(path.stat().st_size for path in (ROOT / "voices").rglob("*")) <= 30e6
