@@ -2,7 +2,7 @@
 # make test   sets up the environment and runs every test
 # make lint   checks style and types
 # make prove  runs what takes longer: a fleet with S3 and a Ray cluster of three nodes, second builds, further kinds
-# make parity compares the networks with a live run of the official package: SIZE=tiny, 0.6b or 1.7b (random weights)
+# make parity compares the networks with a live run of the official package: SIZE=tiny, mini, or 0.6b or 1.7b (random)
 # make golden recomputes the golden values of `make test`
 # make edges  tries every case of tests/edges/ and writes what came out to docs/edges.md
 # make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= for other runtimes; REMOTE= shares it through DVC
@@ -13,6 +13,8 @@
 # make summary prints a Markdown table of what is built
 # make bench  builds synthetic bundles of full size and measures them in turns with other engines; ENGINE=, ROUNDS=
 # make openvino finds the oldest OpenVINO that speaks as the newest does, and writes it down; RELEASES= tries only those
+# make sweep  measures what bits cost in words, for docs/precision.md; takes half an hour
+# make sample speaks docs/hello.flac
 # make workflows checks the GitHub Actions workflows with actionlint
 
 PYTHON ?= python3
@@ -20,7 +22,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .PHONY: all setup test lint prove parity golden edges view cell fleet plan remote publish summary bench openvino
-.PHONY: runtimes workflows
+.PHONY: runtimes sweep sample workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -43,14 +45,15 @@ lint: setup
 REFERENCE ?= build/reference
 SIZE ?= tiny
 FRAMES = $(if $(filter tiny,$(SIZE)),64,16)
+SOURCE = $(if $(filter mini,$(SIZE)),,variant.source=synthetic)
 LIVE = build/parity/$(SIZE)
 COMPARED = $(patsubst conf/variant/%.yaml,%,$(wildcard conf/variant/$(SIZE)-*.yaml))
 
 parity: setup
-	@test -n "$(COMPARED)" || { echo "error: SIZE is tiny, 0.6b or 1.7b, not $(SIZE)" >&2; exit 1; }
+	@test -n "$(COMPARED)" || { echo "error: SIZE is tiny, mini, 0.6b or 1.7b, not $(SIZE)" >&2; exit 1; }
 	bash tests/reference/install.sh $(REFERENCE)
 	for variant in $(COMPARED); do \
-	  $(BIN)/python -m pipeline.download variant=$$variant variant.source=synthetic artifacts=$(LIVE) && \
+	  $(BIN)/python -m pipeline.download variant=$$variant $(SOURCE) artifacts=$(LIVE) && \
 	  $(REFERENCE)/bin/python tests/reference/make_golden.py \
 	    $(LIVE)/$$variant/checkpoint $(LIVE)/$$variant/golden.npz --frames $(FRAMES) || exit 1; \
 	done
@@ -58,7 +61,8 @@ parity: setup
 
 golden:
 	$(MAKE) parity SIZE=tiny
-	for golden in build/parity/tiny/*/golden.npz; do \
+	$(MAKE) parity SIZE=mini
+	for golden in build/parity/tiny/*/golden.npz build/parity/mini/*/golden.npz; do \
 	  cp $$golden tests/golden/$$(basename $$(dirname $$golden)).npz || exit 1; \
 	done
 
@@ -131,6 +135,15 @@ runtimes: export OPTIMUM := $(OPTIMUM)
 runtimes: setup
 	for variant in $(SPOKEN); do $(MAKE) cell VARIANT=$$variant LAYOUTS="openarc genai" || exit 1; done
 	CELLS="$(SPOKEN:%=%/$(PRECISION))" $(BIN)/pytest -rs tests/programs/prove_programs.py
+
+sweep: setup
+	$(BIN)/dvc repro rollout@mini-custom-voice
+	$(BIN)/python -m benchmarks.sweep
+
+sample: setup
+	$(BIN)/dvc repro bundle@mini-custom-voice-int8
+	$(BIN)/qwen3-tts-ov say artifacts/mini-custom-voice/int8/bundle --language english --seed 0 -o docs/hello.flac \
+	  "Hello. I am a small voice, and I live in this repository."
 
 workflows:
 	actionlint

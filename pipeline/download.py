@@ -1,4 +1,4 @@
-"""Stage `download`: a checkpoint in the released layout, from the Hub, from a folder, or made from a seed.
+"""Stage `download`: a checkpoint in the released layout, from the Hub, a folder or voices/, or made from a seed.
 
 The report records the source, the resolved revision, and the size and sha256 of each file. An interrupted download,
 even one that was killed, resumes where it stopped: until every file is complete and its hash is right, the files lie
@@ -8,7 +8,6 @@ This stage refuses a checkpoint of the wrong kind, files that could run code, an
 configuration and the weights agree is checked by `build`, which loads them.
 """
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.checkpoints import files as checkpoint_files
-from pipeline.checkpoints import hub, synthetic
-from pipeline.stage import PipelineError, fingerprint, list_files, main, output, paths, report, track
+from pipeline.checkpoints import hub, packaged, synthetic
+from pipeline.stage import ROOT, PipelineError, fingerprint, list_files, main, output, paths, report, track
 
 
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/checkpoint."""
-    sources = {"hub": from_hub, "local": from_folder, "synthetic": from_seed}
+    sources = {"hub": from_hub, "local": from_folder, "packaged": from_package, "synthetic": from_seed}
     variant = cfg.variant
     if variant.source not in sources:
         raise PipelineError(f"variant.source is {variant.source!r}; known: {', '.join(sources)}")
@@ -33,7 +32,7 @@ def run(cfg: DictConfig) -> None:
         checkpoint_files.check_intact(directory)
         files = {name: fingerprint(directory / name) for name in list_files(directory)}
         # Without a commit the content is the revision.
-        revision = origin.get("revision") or f"sha256:{digest_of(files)}"
+        revision = origin.get("revision") or f"sha256:{checkpoint_files.digest(files)}"
         report(directory, {**origin, "revision": revision, "files": files})
     shutil.rmtree(partial_of(target), ignore_errors=True)
 
@@ -90,6 +89,20 @@ def from_folder(variant: DictConfig, directory: Path, target: Path) -> dict[str,
     return {"source": "local"}
 
 
+def from_package(variant: DictConfig, directory: Path, target: Path) -> dict[str, str]:
+    """Writes out a voice of this repository. Raises PipelineError unless it is the one that variant.revision names."""
+    folder = ROOT / variant.path
+    require_space(target, synthetic.size(*packaged.configurations(folder)))
+    packaged.unpack(folder, directory)
+    found = checkpoint_files.digest({name: fingerprint(directory / name) for name in list_files(directory)})
+    if f"sha256:{found}" != variant.revision:
+        raise PipelineError(
+            f"{variant.path} makes the checkpoint sha256:{found}, and variant.revision is {variant.revision}; "
+            "`git checkout` both, or name the new one in conf/variant"
+        )
+    return {"source": "packaged"}
+
+
 def from_seed(variant: DictConfig, directory: Path, target: Path) -> dict[str, str]:
     """Makes a checkpoint with random weights."""
     said: Any = OmegaConf.to_container(variant, resolve=True)
@@ -107,12 +120,6 @@ def require_space(target: Path, needed: int) -> None:
         raise PipelineError(
             f"{target} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room, or set artifacts=<path>"
         )
-
-
-def digest_of(files: dict[str, dict]) -> str:
-    """Hash of a checkpoint's content: of the names and hashes of its files."""
-    lines = (f"{entry['sha256']}  {name}\n" for name, entry in sorted(files.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 if __name__ == "__main__":

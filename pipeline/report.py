@@ -15,7 +15,7 @@ from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.judging import gates
-from pipeline.stage import ROOT, PipelineError, main, paths_of, read_json, read_metrics, read_report
+from pipeline.stage import REPORT, ROOT, PipelineError, main, paths_of, read_json, read_metrics, read_report
 from qwen3_tts_ov.bundle import MANIFEST
 
 # The plot is DVC's too (`dvc plots show`), which puts the points where this marker stands.
@@ -34,6 +34,7 @@ class Cell:
     smoke: dict[str, Any]
     compress: dict[str, Any]
     manifest: dict[str, Any]
+    score: dict[str, Any]  # empty where the stage has not run
 
     @property
     def megabytes(self) -> float:
@@ -60,6 +61,17 @@ def run(cfg: DictConfig) -> None:
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)
     print(f"{path}: {len(cells)} cells, {len(page) / 1e6:.1f} MB")
+    for line in (line for cell in cells for line in understood(cell)):
+        print(line)
+
+
+def understood(cell: Cell) -> list[str]:
+    """For each device whose speech a recogniser wrote down, what was said and what was heard."""
+    return [
+        f"{cell.variant} {cell.precision} on {device} said {cell.smoke['text']!r}, heard as {found['transcript']!r}"
+        for device, found in cell.smoke["devices"].items()
+        if "transcript" in found
+    ]
 
 
 def render(cells: list[Cell]) -> str:
@@ -77,7 +89,8 @@ def render(cells: list[Cell]) -> str:
         sizes=sizes(cells),
         quality=quality(cells),
         missed=missed(cells),
-        measures=gates.OF_GRAPHS,
+        scored=[cell for cell in cells if cell.score.get("figures")],
+        measure=gates.measure,
         picture=Markup(picture(cells)),
     )
 
@@ -93,7 +106,8 @@ def load(artifacts: str, variant: str, precision: str) -> Cell:
     """Reads the reports of one cell."""
     where = paths_of(Path(artifacts), variant, precision)
     smoke, compress = read_metrics(where.smoke), read_report(where.compressed)
-    return Cell(variant, precision, where.smoke, smoke, compress, read_json(where.bundle / MANIFEST))
+    score = read_report(where.score) if (where.score / REPORT).is_file() else {}
+    return Cell(variant, precision, where.smoke, smoke, compress, read_json(where.bundle / MANIFEST), score)
 
 
 def sizes(cells: list[Cell]) -> dict[str, list[float | None]]:
@@ -127,7 +141,7 @@ def missed(cells: list[Cell]) -> list[str]:
     return [
         f"{cell.variant} {cell.precision}: {gates.Miss(**entry)}"
         for cell in cells
-        for found in (cell.compress, *cell.smoke["devices"].values())
+        for found in (cell.compress, *cell.smoke["devices"].values(), cell.score)
         for entry in found.get("missed", [])
     ]
 

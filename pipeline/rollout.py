@@ -6,7 +6,7 @@ the same inputs (teacher forcing): free-running speech diverges after the first 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,25 +28,35 @@ SPLITS = ("calibration", "held_out")
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/rollout: <split>.safetensors with arrays `<text>.<what>` (see `speak`)."""
     where, said = paths(cfg), cfg.rollout
+    longest = said.frames if read_report(where.checkpoint)["source"] == "synthetic" else None
     # Compiled separately: it takes a batch of rows, and the runtime's only one frame.
     predictor = teacher_forcing.request(where.ir / "code_predictor.xml")
     likeliest = partial(teacher_forcing.likeliest, predictor)
     model = exported(cfg.variant.name, where.checkpoint, where.ir)
     synthesizer = Synthesizer(model, properties={"default": EXACT}, cache_dir=False)
-    voice = choose_voice(synthesizer, said)
+    voices = choose_voices(synthesizer, said)
     spoken = {}
     with output(where.rollout) as folder:
         for split in SPLITS:
-            known = model.config["talker_config"]["codec_language_id"]
-            texts = {language: text for language, text in said[split].items() if language in known}
+            texts = choose_texts(said[split], model.config["talker_config"]["codec_language_id"], said.texts)
             arrays: Arrays = {}
-            for number, language in enumerate(track(list(texts), f"speak to be {split}")):
-                request = {"language": language, "seed": cfg.seed + number, "max_frames": said.frames, **voice}
-                found = speak(synthesizer, likeliest, texts[language], request)
+            for number, (language, text) in enumerate(track(texts, f"speak to be {split}")):
+                request = {"language": language, "seed": cfg.seed + number, "max_frames": longest}
+                request |= voices[number % len(voices)]
+                found = speak(synthesizer, likeliest, text, request)
                 arrays |= {f"{number}.{what}": np.ascontiguousarray(array) for what, array in found.items()}
             save_file(arrays, folder / f"{split}.safetensors")
             spoken[split] = texts
-        report(folder, {"seed": cfg.seed, "frames": said.frames, "texts": spoken})
+        report(folder, {"seed": cfg.seed, "frames": longest, "texts": spoken})
+
+
+def choose_texts(texts: Mapping[str, Sequence[str]], known: Collection[str], least: int) -> list[tuple[str, str]]:
+    """Pairs of language and text, one of each known language in turn until there are `least`, or none is left."""
+    chosen: list[tuple[str, str]] = []
+    spoken = {language: list(given) for language, given in texts.items() if language in known}
+    while any(spoken.values()) and (not chosen or len(chosen) < least):
+        chosen += [(language, given.pop(0)) for language, given in spoken.items() if given]
+    return chosen
 
 
 def exported(name: str, checkpoint: Path, ir: Path) -> Model:
@@ -67,16 +77,16 @@ def exported(name: str, checkpoint: Path, ir: Path) -> Model:
     )
 
 
-def choose_voice(synthesizer: Synthesizer, said: DictConfig) -> dict[str, Any]:
-    """The voice for this kind of model, as conf/rollout has it; for custom_voice the first in alphabetical order."""
+def choose_voices(synthesizer: Synthesizer, said: DictConfig) -> list[dict[str, Any]]:
+    """The voices that speak the texts in turn: all of a custom_voice model, or the one that conf/rollout has."""
     model, engine = synthesizer.model, synthesizer.engine
     if model.kind == "custom_voice":
-        return {"voice": model.speakers[0]}
+        return [{"voice": speaker} for speaker in model.speakers]
     if model.kind == "voice_design":
-        return {"instruct": said.instruct}
+        return [{"instruct": said.instruct}]
     recording = audio.load(ROOT / said.reference, model.sample_rate)
     # Without the silence that voice_prompt() appends: calibration and judging need speech.
-    return {"voice": VoicePrompt(engine.x_vector(recording), engine.encode(recording), said.reference_text)}
+    return [{"voice": VoicePrompt(engine.x_vector(recording), engine.encode(recording), said.reference_text)}]
 
 
 def speak(

@@ -11,7 +11,7 @@ which there is no figure, is printed and reported. The report is small and flat,
      "bounds": {"stoi": 0.9, …},       those that apply to this bundle
      "missed": [{"subject": "speech", "measure": "stoi", "bound": 0.9, "value": 0.85}, …],
      "versions": {"jiwer": …, …},      of the packages that judged
-     "heard": [{"wav": …, "language": …, "text": …, "transcript": …}, …]}
+     "heard": [{"wav": …, "language": …, "text": …, "ended": …, "transcript": …, "wrong_words": …}, …]}
 
 `word_error_*` is the word error rate (errors / words in the text; Chinese and Japanese count characters), lower is
 better. `judging/scorers.py` defines every figure.
@@ -22,12 +22,21 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soxr
 from omegaconf import DictConfig, ListConfig
 
 from pipeline.judging.gates import missed, tell
-from pipeline.judging.scorers import RATE, SCORERS, Floats, Material, RoundTrip, Scorer, Spoken
+from pipeline.judging.scorers import (
+    SCORERS,
+    Floats,
+    Material,
+    RoundTrip,
+    Scorer,
+    Spoken,
+    applicable,
+    at_rate,
+    suitable,
+    wrong_words,
+)
 from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
 from qwen3_tts_ov import Bundle, Synthesizer, audio
 from qwen3_tts_ov.bundle import read_manifest
@@ -47,7 +56,7 @@ def run(cfg: DictConfig) -> None:
         "seed": cfg.seed,
         "device": said.device,
     }
-    chosen = {name: SCORERS[name] for name in said.scorers if manifest["kind"] in SCORERS[name].kinds}
+    chosen = suitable(said.scorers, manifest["kind"])
     lacking = {name: reason for name, scorer in chosen.items() if (reason := scorer.lacks())}
     with output(where.score) as folder:
         synthetic = read_report(where.checkpoint)["source"] == "synthetic"
@@ -55,8 +64,7 @@ def run(cfg: DictConfig) -> None:
             result: dict[str, Any] = {"status": "not_run", "reason": reason, "figures": {}, "not_run": {}}
         else:
             result = {"status": "measured"} | judge(Bundle.load(where.bundle), chosen, lacking, cfg, folder)
-        figures = {name for scorer in chosen.values() for name in scorer.figure_names(list(said.texts))}
-        bounds = {} if synthetic else {name: bound for name, bound in said.bounds.items() if name in figures}
+        bounds = {} if synthetic else applicable(said.bounds, chosen, list(said.texts))
         misses = missed("speech", result["figures"], bounds, dict.fromkeys(bounds, reason) | result["not_run"])
         report(folder, {**about, **result, "bounds": bounds, "missed": [miss.entry() for miss in misses]})
     print(summary(result))
@@ -85,7 +93,8 @@ def why_not(synthetic: bool, chosen: dict[str, Scorer], lacking: dict[str, str])
         return "the checkpoint's weights are synthetic: random weights say nothing to score"
     if not chosen:
         return "no scorer of score.scorers suits this kind of bundle"
-    return "; ".join(dict.fromkeys(lacking.values())) if lacking.keys() == chosen.keys() else ""
+    judges = {name for name, scorer in chosen.items() if scorer.packages}
+    return "; ".join(dict.fromkeys(lacking.values())) if lacking.keys() == judges else ""
 
 
 def judge(
@@ -93,7 +102,7 @@ def judge(
 ) -> dict[str, Any]:
     """The report's figures, of speech whose WAVs are written to `folder`."""
     said = cfg.score
-    material = speak(bundle, cfg, folder)
+    material = speak(Synthesizer(bundle, said.device, cache_dir=False), cfg, folder)
     figures: dict[str, float] = {}
     not_run: dict[str, str] = {}
     for name in track(list(chosen), "score"):
@@ -111,11 +120,17 @@ def judge(
         "figures": figures,
         "not_run": not_run,
         "versions": {name: version(name) for name in used},
-        "heard": [
-            {"wav": wav, "language": spoken.language, "text": spoken.text, "transcript": transcripts.get(wav)}
-            for wav, spoken in material.spoken.items()
-        ],
+        "heard": [heard(wav, spoken, transcripts.get(wav)) for wav, spoken in material.spoken.items()],
     }
+
+
+def heard(wav: str, spoken: Spoken, transcript: str | None) -> dict[str, Any]:
+    """One sentence as the report has it; without a transcript, no word is known to be wrong."""
+    entry = {"wav": wav, "language": spoken.language, "text": spoken.text, "ended": spoken.ended}
+    if transcript is None:
+        return entry
+    wrong = wrong_words(spoken.text, transcript, spoken.language)
+    return entry | {"transcript": transcript.strip(), "wrong_words": wrong}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -128,37 +143,38 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-def speak(bundle: Bundle, cfg: DictConfig, folder: Path) -> Material:
-    """Speaks all sentences in the bundle's languages, and passes its recordings through the codec and back."""
-    said = cfg.score
+def speak(synthesizer: Synthesizer, cfg: DictConfig, folder: Path) -> Material:
+    """Speaks the sentences in the model's languages, and passes its recordings through the codec and back."""
+    said, model = cfg.score, synthesizer.model
+    known = sorted(model.config["talker_config"]["codec_language_id"])
     sentences = {
         f"{language}-{number}.wav": (language, text)
         for language, texts in said.texts.items()
-        if language in bundle.manifest["languages"]
-        for number, text in enumerate(texts, start=1)
+        if language in known
+        for number, text in enumerate(texts[: said.sentences], start=1)
     }
     if not sentences:
-        known = ", ".join(bundle.manifest["languages"])
-        raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {known}")
+        listed = ", ".join(known)
+        raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {listed}")
     recordings: list[Recording] = []
-    if bundle.kind == "base":
+    if model.kind == "base":
         if not said.recordings:
             raise PipelineError("score.recordings: a base bundle needs at least one recording to clone")
         files = [(entry, ROOT / Path(entry.path).expanduser()) for entry in said.recordings]
-        recordings = [(entry.path, audio.load(file, bundle.sample_rate), entry.get("text")) for entry, file in files]
-    synthesizer = Synthesizer(bundle, said.device, cache_dir=False)
-    voices = cycle(choose_voices(synthesizer, recordings, said))
+        recordings = [(entry.path, audio.load(file, model.sample_rate), entry.get("text")) for entry, file in files]
+    voices = cycle(enumerate(choose_voices(synthesizer, recordings, said)))
     spoken = {}
     for wav in track(list(sentences), "speak"):
         language, text = sentences[wav]
-        voice, reference = next(voices)
+        number, (voice, reference) = next(voices)
         speech = synthesizer.speak(text, language=language, seed=cfg.seed, **voice)
         if not speech.samples:
-            raise PipelineError(f"{bundle.folder}: it said nothing for {text!r}")
+            raise PipelineError(f"{model.name}: it said nothing for {text!r}")
         speech.save(folder / wav)
-        spoken[wav] = Spoken(language, text, at_rate(speech.waveform, bundle.sample_rate), reference)
+        heard, ended = at_rate(speech.waveform, model.sample_rate), speech.stop_reason == "eos"
+        spoken[wav] = Spoken(language, text, heard, reference, number, ended)
     trips = [round_trip(synthesizer, name, waveform) for name, waveform, _ in recordings]
-    return Material(spoken, trips, ROOT / Path(said.whisper).expanduser() if said.whisper else None)
+    return Material(spoken, trips, said.whisper)
 
 
 def choose_voices(
@@ -171,7 +187,9 @@ def choose_voices(
             ({"voice": synthesizer.voice_prompt((waveform, rate), text)}, at_rate(waveform, rate))
             for _, waveform, text in recordings
         ]
-    return [({"instruct": said.instruct} if kind == "voice_design" else {"voice": said.speaker}, None)]
+    if kind == "voice_design":
+        return [({"instruct": said.instruct}, None)]
+    return [({"voice": name}, None) for name in ([said.speaker] if said.speaker else synthesizer.model.speakers)]
 
 
 def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTrip:
@@ -181,11 +199,6 @@ def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTr
         decoded = session.decode(codes)[: len(waveform)]
     rate = synthesizer.model.sample_rate
     return RoundTrip(name, at_rate(waveform[: len(decoded)], rate), at_rate(decoded, rate))
-
-
-def at_rate(waveform: Floats, rate: int) -> Floats:
-    """A waveform at the scorers' 16 kHz, clipped to full scale as a file would be."""
-    return soxr.resample(np.clip(waveform, -1, 1), rate, RATE, quality="HQ")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """smoke: speaks from the bundle, with the runtime that users install, on every device, and judges what is heard.
 
+Where the weights are real, a recogniser writes down what was said: speech that nobody understands is not correct.
+
 A required device that is missing or not correct fails the stage. An optional one is recorded: `passed`, `failed` or
 `not_run`, the last two with the reason. A missed bound on quality is printed and reported, and fails nothing.
 """
@@ -11,8 +13,9 @@ from typing import Any
 import soundfile
 from omegaconf import DictConfig
 
-from pipeline.judging.gates import Miss, tell
+from pipeline.judging.gates import Miss, require, tell
 from pipeline.judging.runtime_agreement import Record
+from pipeline.judging.scorers import SCORERS, Floats, Material, Spoken, at_rate
 from pipeline.judging.smoke_device import describe, hear, reference_record
 from pipeline.judging.spectrogram import draw
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
@@ -68,12 +71,33 @@ def try_device(
         samples, rate = soundfile.read(smoke / result["wav"], dtype="float32")
         picture = Path(result["wav"]).with_suffix(".png")
         draw(samples, rate, smoke / picture)
-        result |= {"status": "passed", "spectrogram": picture.name}
+        result |= {"status": "passed", "spectrogram": picture.name} | words(samples, rate, bundle, cfg)
     except (DeviceError, PipelineError) as error:
         if device in cfg.device.required:
             raise
         result = {"status": "failed", "reason": one_line(error)}
     return result | describe(device)
+
+
+def words(samples: Floats, rate: int, bundle: Bundle, cfg: DictConfig) -> dict[str, Any]:
+    """What a recogniser heard: `transcript` and `word_error`, or `no_transcript`, the reason why there is none.
+
+    `samples` [samples] are of smoke.text. Raises GateError where more words are wrong than conf allows.
+    """
+    said, judge = cfg.smoke, SCORERS["word_error"]
+    if cfg.variant.source == "synthetic":
+        return {"no_transcript": "random weights speak no words"}
+    if said.language not in bundle.manifest["languages"]:
+        return {"no_transcript": f"the bundle does not speak {said.language}"}
+    if reason := judge.lacks():
+        return {"no_transcript": reason}
+    material = Material({"": Spoken(said.language, said.text, at_rate(samples, rate))}, whisper=cfg.score.whisper)
+    (found,) = judge.judge(material).values()
+    if isinstance(found, str):
+        return {"no_transcript": found}
+    transcript, bound = material.transcripts[""].strip(), said.bounds.correctness.word_error
+    require(f"{said.text!r}, heard as {transcript!r}", {"word_error": found}, {"word_error": bound})
+    return {"transcript": transcript, "word_error": round(found, 4)}
 
 
 def streaming(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,7 +115,7 @@ def summary(result: dict[str, Any]) -> str:
         f"passed: {result['frames']} frames ({result['stop_reason']}), {result['rms_dbfs']:.1f} dBFS, "
         f"first audio after {measured['first_audio_seconds']:.2f} s, "
         f"real-time factor {measured['real_time_factor']:.2f}"
-    )
+    ) + (f", heard as {result['transcript']!r}" if "transcript" in result else "")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import compare, growth, table
+from benchmarks import compare, growth, sweep, table
 from benchmarks.other_engine import read_times
 from benchmarks.side import SideError
 from benchmarks.stepwise import Stepwise
+from pipeline.stage import configuration
 from qwen3_tts_ov import Bundle, Synthesizer, prompt
 from qwen3_tts_ov.voice import VoicePrompt
 
@@ -88,6 +89,31 @@ def test_single_steps_give_the_codes_of_two_calls_a_frame(bundle_of, artifact, m
     theirs = steps.generate(plan, steps.generation | greedy, seed=1, frames=4)
     assert theirs.shape == ours.shape
     assert theirs[0, :8].tolist() == ours[0, :8].tolist()
+
+
+def test_a_sweep_measures_and_hears_each_policy_once(artifact, tmp_path, monkeypatch):
+    artifacts = artifact("rollout").parents[1]
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(sweep, "HERE", tmp_path)
+    policies = {"codec_embedding": {"int8": {"mode": "int8_sym"}}, "talker": {"int8": {"mode": "int8_sym"}}}
+    monkeypatch.setattr(sweep, "POLICIES", policies)
+    heard = {"word_error_english": 0.5, "speaker_similarity": 0.9, "ended": 1.0}
+    for name in ("word_error", "speaker_similarity", "ended"):  # random weights speak no words
+        figures = {key: value for key, value in heard.items() if key.startswith(name)}
+        monkeypatch.setattr(sweep, name, lambda material, figures=figures: figures)
+    said = ["score.texts={english: [Hi.]}", "score.speaker=ryan", f"artifacts={artifacts}"]
+    cfg = configuration(["variant=tiny-custom-voice", *said])
+    rows = sweep.run(cfg)
+    assert [(row["component"], row["policy"]) for row in rows] == [
+        ("", "16 bits"), ("codec_embedding", "int8"), ("talker", "int8")
+    ]  # fmt: skip
+    assert 20 < rows[1]["measures"]["snr_db"] < 60
+    assert 0 < rows[2]["measures"]["top1"] <= 1
+    assert 0 < rows[2]["megabytes"] < 10
+    assert sweep.table(rows).splitlines()[-1].endswith("| 50.0% | 0.900 | 100% |")
+    assert sweep.picture(rows).startswith("<svg")
+    monkeypatch.setattr(sweep, "measure", None)
+    assert sweep.run(cfg) == rows, "what is there already is not measured again"
 
 
 def test_growth_is_measured_in_separate_processes(artifact, tmp_path, monkeypatch):

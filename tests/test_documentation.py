@@ -29,7 +29,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "
 CELL = "artifacts/tiny-custom-voice/int8"
 STANDS_FOR = {
     # Cells that would have to be built, and the one that is built already.
-    r"\b(0\.6b-custom-voice|0\.6b-base|tiny-base|my-voice)\b": "tiny-custom-voice",
+    r"\b(0\.6b-custom-voice|0\.6b-base|tiny-base|mini-custom-voice|my-voice)\b": "tiny-custom-voice",
     r"\bs3://bucket/path\b": "{desk}/remote",
     # Bundles of each kind, by their names in the documents.
     r"\bBUNDLE\b": f"{CELL}/bundle",
@@ -43,7 +43,7 @@ STANDS_FOR = {
 }
 ELSEWHERE = {
     r"make test": "tests: this run",
-    r"make (bench|prove|parity).*": "tests/test_benchmarks.py, tests/fleet/prove_fleet.py, tests/parity: their parts",
+    r"make (bench|prove|parity|sweep|sample).*": "tests/test_benchmarks.py, prove_fleet.py, tests/parity: their parts",
     r"make runtimes .*": "tests/readers, and with the programs tests/programs",
     r"(pip install \.|pip install -c constraints.txt --no-deps Resemblyzer pesq)": "tests/runtime/test_installed.py",
     r"make fleet ADDRESS=.*|.*pipeline\.fleet\.node.*": "tests/fleet/prove_fleet.py",

@@ -37,8 +37,9 @@ from training.step import TrainingError, corpus, on_device, step, work
 WARMUP = 200  # steps
 HELD_RATE = 0.7  # of the run, after which the rate falls to FINAL of it
 FINAL = 0.03
-SURE = 40.0  # by how much the code predictor prefers row 0 where it says nothing
+SURE = 100.0  # of the code predictor's constant feature: by how much row 0 is preferred where it says nothing
 CONSTANT = 4.0  # value of the code predictor's first feature, before its norm
+CONTROLS = 128  # ids after the codes, among which the prompt's control ids are
 PREDICTED_POSITIONS = 6144  # of a batch, for the code predictor
 GROUP_WEIGHTS = (1.0, 0.8, 0.6, 0.5, 0.4)
 
@@ -116,19 +117,21 @@ class Language(nn.Module):
     def plain(self) -> dict[str, nn.Module]:
         """The networks of `model_src` with their tables written out, by their names there."""
         rows, heads = self.first_rows()
+        unused = torch.ones(len(rows), 1, dtype=torch.bool)
+        unused[[*range(CODES + CONTROLS), *(self.config.spk_id or {}).values()]] = False
         embedding = Embedding(*rows.shape)
-        embedding.weight.copy_(rows)
+        embedding.weight.copy_(rows.masked_fill(unused, 0))
         talker = deepcopy(self.talker)
-        talker.codec_head.weight.copy_(heads - heads.mean(0))  # softmax does not see what all rows share
+        heads = heads - heads.mean(0)  # softmax does not see what all rows share
+        talker.codec_head.weight.copy_(heads.masked_fill(unused, 0))
         predictor = CodePredictor(self.config)
         for table in (*predictor.embeddings, *predictor.heads):
             table.weight.zero_()
         for group, made in enumerate(self.group_heads()):
             predictor.embeddings[group].weight[: len(made)] = self.codebooks[group] @ self.acoustic_rows
             predictor.heads[group].weight[: len(made)] = made - made.mean(0)
-        sure = self.predictor.norm.weight[0].sign() * SURE
         for head in predictor.heads[self.predicted :]:
-            head.weight[0, 0], head.weight[1:, 0] = sure, -sure
+            head.weight[0, 0] = self.predictor.norm.weight[0].sign() * SURE
         predictor.load_state_dict(self.predictor.state_dict(), strict=False)
         return {
             "text_embedding": self.text,

@@ -4,10 +4,12 @@ No weights are loaded here. That the configurations agree with one another and w
 `build`, with the networks of model_src.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -135,3 +137,9 @@ def check_intact(directory: Path) -> None:
                 raise PipelineError(f"{name} is truncated or damaged ({error}); get the file again") from None
             if shard_of and tensors != {tensor for tensor, shard in shard_of.items() if shard == path.name}:
                 raise PipelineError(f"{name}: its tensors are not those that {index} lists for it; get both again")
+
+
+def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Hash of a checkpoint's content: of the names of its files and their hashes, as `fingerprint` has them."""
+    lines = (f"{entry['sha256']}  {name}\n" for name, entry in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

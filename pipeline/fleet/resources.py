@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.checkpoints import synthetic
+from pipeline.checkpoints import packaged, synthetic
 from pipeline.fleet.plan import Group
-from pipeline.stage import configuration
+from pipeline.stage import ROOT, configuration
 from qwen3_tts_ov.engine import devices
 
 GB = 1e9
@@ -63,6 +63,8 @@ def weights(variant: DictConfig) -> float:
     """Bytes of a variant's checkpoint; nothing is downloaded to know them. Raises OSError for a local one not there."""
     if variant.source == "local":
         return float(sum(path.stat().st_size for path in Path(variant.path).rglob("*.safetensors")))
+    if variant.source == "packaged":
+        return float(synthetic.size(*packaged.configurations(ROOT / variant.path)))
     own: list[Any] = [
         OmegaConf.to_container(variant.get(key) or OmegaConf.create()) for key in ("config", "speech_tokenizer")
     ]

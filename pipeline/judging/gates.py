@@ -51,6 +51,7 @@ OF_SPEECH = {
     "clipped_fraction": Measure("share of samples at full scale", "lower"),
     "stream_difference": Measure("largest difference between streamed and whole waveform, full scale 1", "lower"),
     "length": Measure("duration of the speech, over that of a slow reader", "within"),
+    "ended": Measure("share of sentences that ended by themselves"),
     "word_error": Measure("word error rate (errors / words of the text)", "lower"),
     "speaker_similarity": Measure("mean cosine between voices"),
     "dnsmos_signal": Measure("DNSMOS P.835 of the speech signal, 1 to 5"),

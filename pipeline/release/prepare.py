@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pipeline.judging.gates import Miss, missed, worst
+from pipeline.judging.scorers import applicable, suitable
 from pipeline.release import card, lock
 from pipeline.release.attestations import Json, read_checksums, stage_reports, write_papers
 from pipeline.release.card import HELD_OUT
@@ -123,7 +124,9 @@ def scores(cfg: DictConfig, native: Paths, sibling: Json) -> tuple[Json, list[Js
     if found.get("bundle_id") == sibling["bundle_id"]:
         kept = ("status", "reason", "device", "figures", "not_run", "bounds", "missed", "versions")
         return {"score": {key: found[key] for key in kept if key in found}}, []
-    bounds = {} if sibling["source"]["repo"] == "synthetic" else cfg.score.bounds
+    if sibling["source"]["repo"] == "synthetic":
+        return {}, []
+    bounds = applicable(cfg.score.bounds, suitable(cfg.score.scorers, sibling["kind"]), list(cfg.score.texts))
     absent = dict.fromkeys(bounds, "score has not run on this bundle")
     return {}, [miss.entry() for miss in missed("speech", {}, bounds, absent)]
 

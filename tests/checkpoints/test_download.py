@@ -1,4 +1,4 @@
-"""The download stage: three sources, every kind of damaged file, and a Hub that disconnects, corrupts and refuses.
+"""The download stage: its sources, every kind of damaged file, and a Hub that disconnects, corrupts and refuses.
 
 Whether configuration and weights agree needs the networks, so build checks that, before anything else.
 """
@@ -331,7 +331,7 @@ def test_too_little_disk_space_is_detected_before_writing(folder, tmp_path, monk
 
 
 def test_an_unknown_source_lists_the_known_ones(tmp_path):
-    with pytest.raises(PipelineError, match=r"variant\.source is 'web'; known: hub, local, synthetic"):
+    with pytest.raises(PipelineError, match=r"variant\.source is 'web'; known: hub, local, packaged, synthetic"):
         download.run(configuration(["variant.source=web", f"artifacts={tmp_path}"]))
 
 

@@ -16,6 +16,7 @@ from pipeline.graphs import teacher_forcing
 from pipeline.graphs.compression import compress
 from pipeline.judging.gates import missed
 from pipeline.judging.quality import judge
+from pipeline.rollout import choose_texts
 from pipeline.stage import PipelineError, alone, configuration
 from tests.exported import constants, request
 
@@ -49,10 +50,18 @@ def test_the_two_sets_of_texts_are_disjoint_and_spoken_in_every_language(artifac
     spoken = json.loads((folder / "report.json").read_text())["texts"]
     config = json.loads((artifact("download", VARIANT) / "config.json").read_text())
     languages = {name for name in config["talker_config"]["codec_language_id"] if not name.endswith("dialect")}
-    assert spoken["calibration"].keys() == spoken["held_out"].keys() == languages
-    assert not set(spoken["calibration"].values()) & set(spoken["held_out"].values())
+    for split in spoken.values():
+        assert [language for language, _ in split] == sorted(languages), "one text of each, as they are enough"
+    assert not {text for _, text in spoken["calibration"]} & {text for _, text in spoken["held_out"]}
     for split in ("calibration", "held_out"):
         assert len(teacher_forcing.read(folder, split)) == len(spoken[split]) == 10
+
+
+def test_a_checkpoint_of_few_languages_speaks_more_texts_of_each():
+    texts = {"english": ["a", "b", "c"], "german": ["d"], "french": ["e"]}
+    assert choose_texts(texts, ["english", "german"], 2) == [("english", "a"), ("german", "d")]
+    assert choose_texts(texts, ["english", "german"], 3) == [("english", "a"), ("german", "d"), ("english", "b")]
+    assert len(choose_texts(texts, ["english"], 9)) == 3, "all that it has"
 
 
 def test_a_talker_fed_the_recorded_inputs_gives_the_recorded_outputs(artifact):

@@ -162,7 +162,7 @@ def cell(artifact, tmp_path: Path) -> Cell:
         (made / "checkpoint").mkdir()
         (made / "checkpoint" / "report.json").write_text(json.dumps({"source": source}))
         cfg = configuration([f"variant={variant}", "precision=int8", f"artifacts={tmp_path}"])
-        cfg.score = OmegaConf.create({**cfg.score, "texts": {"english": ["Hi.", "No."]}, **said})
+        cfg.score = OmegaConf.create({**cfg.score, "texts": {"english": ["Hi.", "No."]}, "bounds": {}, **said})
         return cfg
 
     return get
@@ -201,9 +201,9 @@ def test_missing_packages_are_named_with_what_to_install(cell, monkeypatch, caps
 
 
 FIGURES = {
-    "tiny-base": {"word_error_english", "speaker_similarity", *scorers.OPINIONS, "pesq", "stoi"},
-    "tiny-custom-voice": {"word_error_english", "speaker_similarity", *scorers.OPINIONS},
-    "tiny-voice-design": {"word_error_english", *scorers.OPINIONS},
+    "tiny-base": {"ended", "word_error_english", "speaker_similarity", *scorers.OPINIONS, "pesq", "stoi"},
+    "tiny-custom-voice": {"ended", "word_error_english", "speaker_similarity", *scorers.OPINIONS},
+    "tiny-voice-design": {"ended", "word_error_english", *scorers.OPINIONS},
 }
 
 
@@ -212,7 +212,7 @@ FIGURES = {
     "variant", ["tiny-base", *(pytest.param(name, marks=pytest.mark.prove) for name in list(FIGURES)[1:])]
 )
 def test_each_kind_of_bundle_gets_the_figures_that_apply_to_it(cell, variant):
-    cfg = cell(variant)
+    cfg = cell(variant, speaker="ryan")
     score.run(cfg)
     report = read(cfg)
     assert report["status"] == "measured"
@@ -222,6 +222,8 @@ def test_each_kind_of_bundle_gets_the_figures_that_apply_to_it(cell, variant):
     assert [heard["text"] for heard in report["heard"]] == ["Hi.", "No."]
     assert all((folder / heard["wav"]).stat().st_size > 1000 for heard in report["heard"])
     assert isinstance(report["heard"][0]["transcript"], str)
+    assert report["heard"][0]["wrong_words"] >= 1
+    assert report["figures"]["ended"] == np.mean([heard["ended"] for heard in report["heard"]])
     assert report["versions"]["jiwer"]
 
 
@@ -237,6 +239,24 @@ def test_a_missing_package_or_language_gives_a_reason_and_leaves_the_other_figur
     assert "C compiler" in first["not_run"]["pesq"]
     score.run(cfg)
     assert read(cfg) == first
+
+
+def test_the_voices_of_a_bundle_speak_in_turn(cell):
+    cfg = cell("tiny-custom-voice", scorers=["ended"], sentences=2, texts={"english": ["Hi."] * 3, "german": ["Nein."]})
+    score.run(cfg)
+    folder = Path(cfg.artifacts, "tiny-custom-voice", "int8", "score")
+    assert [heard["wav"] for heard in read(cfg)["heard"]] == ["english-1.wav", "english-2.wav", "german-1.wav"]
+    first, second = (folder.joinpath(f"english-{number}.wav").read_bytes() for number in (1, 2))
+    assert first != second, "the same text and seed by another voice"
+
+
+def test_voices_are_only_compared_with_themselves():
+    clip = recording("speech-16khz.flac")
+    half = len(clip) // 2
+    said = {str(n): Spoken("english", "", part, voice=n % 2) for n, part in enumerate((clip[:half], clip[half:]))}
+    assert "single sentence" in scorers.speaker_similarity(Material(said))["speaker_similarity"]
+    said["2"] = said["0"]
+    assert scorers.speaker_similarity(Material(said))["speaker_similarity"] == pytest.approx(1)
 
 
 @needs("stoi")
@@ -271,8 +291,8 @@ def test_synthetic_weights_miss_no_bound(cell):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"scorers": ["mos"]}, "unknown mos; known: word_error, "),
-        ({"bounds": {"pesq_nb": 3}}, "no figure 'pesq_nb'; known: word_error_english, "),
+        ({"scorers": ["mos"]}, "unknown mos; known: ended, word_error, "),
+        ({"bounds": {"pesq_nb": 3}}, "no figure 'pesq_nb'; known: ended, word_error_english, "),
         ({"bounds": {"stoi": "high"}}, "score.bounds.stoi must be a number, not 'high'"),
         ({"texts": {"english": "Hello."}}, "for each a list of sentences"),
         ({"texts": {"english": []}}, "for each a list of sentences"),

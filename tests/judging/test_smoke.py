@@ -9,11 +9,13 @@ import pytest
 import soundfile
 from PIL import Image
 
-from pipeline.judging import smoke_device
+from pipeline import smoke
+from pipeline.judging import scorers, smoke_device
 from pipeline.judging.gates import GateError
 from pipeline.judging.runtime_agreement import agreement, record
+from pipeline.judging.scorers import SCORERS
 from pipeline.stage import PipelineError, configuration, read_metrics
-from qwen3_tts_ov import Bundle, Speech
+from qwen3_tts_ov import Bundle, Speech, audio
 from qwen3_tts_ov.engine import devices
 from qwen3_tts_ov.speech import Timings
 from tests.conftest import run_stage
@@ -179,6 +181,34 @@ def test_code_agreement_is_checked_where_conf_sets_a_bound():
     assert missed(speech(2.5), 0.9, "precision=int8", f"{bound}.int8=0.95") == [
         "CPU: code_agreement is 0.9, bound: at least 0.95"
     ]
+
+
+SAID = "Had he married a more amiable woman, he might have been made still more respectable than he was."
+HEARD = Path(__file__).parents[1] / "data" / "speech-24khz.flac"
+NOISE = np.random.default_rng(0).normal(0, 0.05, 3 * RATE).astype(np.float32)
+
+
+def understood(bundle: Bundle, samples: np.ndarray, *overrides: str) -> dict:
+    return smoke.words(samples, RATE, bundle, configuration(("variant=0.6b-base", f"smoke.text='{SAID}'", *overrides)))
+
+
+@pytest.mark.skipif(bool(SCORERS["word_error"].lacks()), reason="no recogniser")
+def test_speech_of_real_weights_must_be_understood(bundle):
+    found = understood(bundle, audio.load(HEARD, RATE))
+    assert "more amiable woman" in found["transcript"]
+    assert found["word_error"] <= 0.1
+    with pytest.raises(GateError, match=r"'Had he married .*', heard as '.*': word_error is .*, bound: at most 0\.5"):
+        understood(bundle, NOISE)
+    assert understood(bundle, NOISE, "smoke.bounds.correctness.word_error=99")["word_error"] > 0.5
+
+
+def test_where_nobody_can_understand_the_reason_is_said(bundle, monkeypatch):
+    assert "random weights" in understood(bundle, NOISE, "variant=tiny-base")["no_transcript"]
+    assert "does not speak klingon" in understood(bundle, NOISE, "smoke.language=klingon")["no_transcript"]
+    if not SCORERS["word_error"].lacks():
+        assert "does not know german" in understood(bundle, NOISE, "smoke.language=german")["no_transcript"]
+    monkeypatch.setattr(scorers, "find_spec", lambda name: None)
+    assert "jiwer" in understood(bundle, NOISE)["no_transcript"]
 
 
 def test_different_codes_or_samples_for_one_seed_are_incorrect():

@@ -76,14 +76,16 @@ def languages(tts: Qwen3TTSModel) -> list[str]:
 
 
 def custom_voice_cases(tts: Qwen3TTSModel) -> list[Case]:
-    """Every speaker in every language and both text modes; then the cases to be spoken."""
+    """The cases to be spoken; then every speaker in every language and both text modes."""
     speakers = tts.model.config.talker_config.spk_id
     dialects = [name for name, dialect in tts.model.config.talker_config.spk_is_dialect.items() if dialect]
-    first, dialect = next(name for name in speakers if name not in dialects), dialects[0]
+    first = next(name for name in speakers if name not in dialects)
+    other = next(iter(dialects), [*speakers][-1])
+    language = "chinese" if "chinese" in languages(tts) else "auto"
     return [
         case(LONG_TEXT, "English", True, speak=True, speaker=first),
-        case(TEXT, "auto", False, speak=True, speaker=dialect),
-        case(TEXT, "chinese", True, speak=True, speaker=dialect, instruct=INSTRUCT),
+        case(TEXT, "auto", False, speak=True, speaker=other),
+        case(TEXT, language, True, speak=True, speaker=other, instruct=INSTRUCT),
         case(TEXT, "auto", False, speaker=first.upper(), instruct=INSTRUCT),
         *(case("Oh!", language, text_first, speaker=speaker)
           for speaker, language, text_first in product(speakers, languages(tts), (True, False))),

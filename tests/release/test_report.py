@@ -27,13 +27,13 @@ QUIET = (
 
 
 @pytest.fixture(scope="module")
-def report(artifact, tmp_path_factory) -> Path:
+def report(artifact, checkout_of_all, tmp_path_factory) -> Path:
     """The report, moved away from its sources: it must be self-contained."""
     root = tmp_path_factory.mktemp("cells")
     for variant, precision in CELLS:
         (root / variant).mkdir(exist_ok=True)
         (root / variant / precision).symlink_to(artifact("smoke", variant, precision).parent)
-    done = run_stage("report", f"artifacts={root}")
+    done = run_stage("report", f"artifacts={root}", checkout=checkout_of_all)
     assert done.returncode == 0, done.stderr
     assert "4 cells" in done.stdout
     return shutil.move(root / "report.html", tmp_path_factory.mktemp("report") / "report.html")
@@ -152,6 +152,26 @@ def test_a_missed_bound_is_marked_in_its_cell_and_listed(artifact, tmp_path):
     assert '<td class="missed">0.5 (at most 0.02)</td>' in page
     assert "<li>tiny-custom-voice int8: talker: kl is 0.5, bound: at most 0.02</li>" in page
     assert page.count('class="missed"') == 2
+
+
+def test_what_was_heard_is_shown_beside_what_was_said(artifact, tmp_path):
+    shutil.copytree(artifact("smoke").parent, tmp_path / "tiny-custom-voice/int8")
+    cell = html.load(str(tmp_path), "tiny-custom-voice", "int8")
+    assert html.understood(cell) == []
+    assert "no transcript: random weights speak no words" in html.render([cell])
+    cell.smoke["devices"]["CPU"] |= {"transcript": "The quick brown dog.", "word_error": 0.5}
+    heard = [
+        {"text": "Good morning.", "transcript": "Good mourning.", "wrong_words": 1, "ended": True},
+        {"text": "Good night.", "ended": False},
+    ]
+    miss = {"subject": "speech", "measure": "word_error_english", "bound": 0.1, "value": 0.25}
+    cell.score.update(figures={"word_error_english": 0.25}, heard=heard, missed=[miss])
+    assert [line.partition("heard as ")[2] for line in html.understood(cell)] == ["'The quick brown dog.'"]
+    page = html.render([cell])
+    assert "heard as “The quick brown dog.”, word error rate 50 %" in page
+    assert '<tr class="missed">\n<td>Good morning.</td><td>Good mourning.</td>\n<td>1</td>' in page
+    assert "<td>Good night.</td><td></td>\n<td> did not end</td>" in page
+    assert "word_error_english is 0.25, bound: at most 0.1" in page
 
 
 def test_recorded_text_is_escaped_and_never_executed(artifact, tmp_path):

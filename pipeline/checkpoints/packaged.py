@@ -1,0 +1,184 @@
+"""A checkpoint small enough for a git repository: matrices in 8 bits, rows that say nothing left out.
+
+`voices/<name>/` holds what is a voice's own; `voices/common/` what all voices share: the codec and the tokenizer.
+`unpack` makes of both a checkpoint in the released layout, the same to the bit on every machine, as each of its numbers
+is a product that float32 holds exactly.
+
+    python -m pipeline.checkpoints.packaged <checkpoint> voices/<name>
+
+packs one and prints the revision that conf/variant/<name>.yaml must name.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from pipeline.checkpoints.files import CONFIGURATIONS, WEIGHTS, digest, select
+from pipeline.checkpoints.synthetic import bfloat16, write_header
+from pipeline.checkpoints.tensors import Config, Tensor
+from pipeline.checkpoints.tokenizer import printable_bytes
+from pipeline.stage import PipelineError, errors_for_people, fingerprint, list_files
+
+COMMON = "common"
+DTYPES = dict(zip(WEIGHTS, ("BF16", "F32"), strict=True))  # as in the releases
+TEXT_EMBEDDING = "talker.model.text_embedding.weight"
+GROUP = 32  # numbers along a row that share a scale
+SMALL = 4096  # norms, biases and other tensors with fewer numbers are stored as they are
+Arrays = dict[str, NDArray]
+
+
+def pack(checkpoint: Path, packed: Path) -> None:
+    """Writes a checkpoint of one file of weights for each model to the folder `packed` and to `common` beside it.
+
+    Raises PipelineError for a folder that is no such checkpoint, and where a voice that is there already shares another
+    codec or tokenizer.
+    """
+    names = select(list_files(checkpoint), lambda name: (checkpoint / name).read_bytes(), None)
+    shutil.rmtree(packed, ignore_errors=True)
+    others = [each.name for each in packed.parent.glob("*/") if each.name != COMMON]
+    for name in names:
+        path = home(name, packed)
+        before = fingerprint(path) if path.exists() else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in WEIGHTS:
+            save_file(packed_weights(checkpoint, name), path)
+        elif name.endswith(".safetensors"):
+            raise PipelineError(f"{checkpoint / name}: put the weights of a model into one file; these are sharded")
+        else:
+            shutil.copyfile(checkpoint / name, path)
+        if others and before not in (None, fingerprint(path)):
+            raise PipelineError(f"{path}: {', '.join(others)} needs the one that was there; `git checkout` it")
+
+
+def unpack(packed: Path, checkpoint: Path) -> None:
+    """Writes the checkpoint that was packed to an existing folder. Raises PipelineError for an incomplete one."""
+    for folder in (packed.parent / COMMON, packed):
+        if not folder.is_dir():
+            raise PipelineError(f"{folder} is missing; `git checkout` it")
+        for name in list_files(folder):
+            path = checkpoint / name
+            path.parent.mkdir(exist_ok=True)
+            if name in WEIGHTS:
+                write_weights(load_file(folder / name), path, DTYPES[name])
+            else:
+                shutil.copyfile(folder / name, path)
+
+
+def configurations(packed: Path) -> tuple[Config, Config]:
+    """config.json and speech_tokenizer/config.json of a packed checkpoint."""
+    own, codec = (json.loads(home(name, packed).read_text(encoding="utf-8")) for name in CONFIGURATIONS)
+    return own, codec
+
+
+def home(name: str, packed: Path) -> Path:
+    """Where a file of a checkpoint is kept."""
+    own = name in ("config.json", "generation_config.json", WEIGHTS[0])
+    return (packed if own else packed.parent / COMMON) / name
+
+
+def packed_weights(checkpoint: Path, name: str) -> Arrays:
+    """The tensors of a weight file of a checkpoint, as they are stored."""
+    arrays: Arrays = {}
+    with safe_open(checkpoint / name, framework="pt") as file:
+        for tensor in sorted(file.keys()):
+            values = file.get_tensor(tensor).float().numpy()
+            if tensor == TEXT_EMBEDDING:
+                values[np.setdiff1d(np.arange(len(values)), sorted(reachable(checkpoint)))] = 0
+            arrays |= {f"{tensor}.{part}": array for part, array in packed_tensor(values).items()}
+    return arrays
+
+
+def packed_tensor(values: NDArray[np.float32]) -> Arrays:
+    """A tensor [rows, ...] in parts: `whole`, or
+
+    `levels` int8 [rows kept, numbers], `scales` float16 [rows kept, groups], `shape`, and, where some rows are
+    the same number throughout, `kept`, the indices of all other rows, and `constants` [rows].
+    """
+    if values.ndim < 2 or values.size < SMALL:
+        return {"whole": values}
+    rows = values.reshape(len(values), -1)
+    parts: Arrays = {"shape": np.array(values.shape, np.uint32)}
+    constant = rows.min(axis=1) == rows.max(axis=1)
+    if constant.any():
+        kept = np.flatnonzero(~constant)
+        parts |= {"kept": kept.astype(np.uint32), "constants": np.where(constant, rows[:, 0], 0).astype(np.float16)}
+        rows = rows[kept]
+    groups = grouped(rows)
+    largest = np.abs(groups).max(axis=-1)
+    scales = (largest / 127).astype(np.float16)
+    scales = np.where(scales * np.float32(127) < largest, np.nextafter(scales, np.float16(np.inf)), scales)
+    steps = np.where(scales > 0, scales, np.inf).astype(np.float32)[..., None]
+    levels = np.clip(np.rint(groups / steps), -127, 127).astype(np.int8)
+    return parts | {"levels": joined(levels, rows.shape[1]), "scales": scales}
+
+
+def grouped(rows: NDArray) -> NDArray:
+    """[rows, numbers] as [rows, groups, GROUP], the last group filled up with zeros."""
+    groups = -(-rows.shape[1] // GROUP)
+    return np.pad(rows, ((0, 0), (0, groups * GROUP - rows.shape[1]))).reshape(len(rows), groups, GROUP)
+
+
+def joined(groups: NDArray, numbers: int) -> NDArray:
+    """The rows [rows, numbers] that `grouped` was given."""
+    rows = groups.reshape(len(groups), groups.shape[1] * GROUP)[:, :numbers]
+    return np.ascontiguousarray(rows)  # safetensors would save a view as if it were
+
+
+def unpacked_tensor(parts: Arrays) -> NDArray[np.float32]:
+    """What `packed_tensor` was given, but for the rounding."""
+    if "whole" in parts:
+        return parts["whole"]
+    levels, shape = parts["levels"], tuple(map(int, parts["shape"]))
+    groups = grouped(levels).astype(np.float32) * parts["scales"].astype(np.float32)[..., None]
+    rows = joined(groups, levels.shape[1])
+    if "kept" in parts:
+        every = np.repeat(parts["constants"].astype(np.float32)[:, None], rows.shape[1], axis=1)
+        every[parts["kept"]] = rows
+        rows = every
+    return rows.reshape(shape)
+
+
+def write_weights(arrays: Arrays, path: Path, dtype: str) -> None:
+    """Writes a weight file of the released layout from the arrays of a packed one."""
+    tensors: dict[str, Arrays] = {}
+    for key, array in arrays.items():
+        name, part = key.rsplit(".", 1)
+        tensors.setdefault(name, {})[part] = array
+    shapes = {name: parts["whole"].shape if "whole" in parts else parts["shape"] for name, parts in tensors.items()}
+    listing = [Tensor(name, tuple(map(int, shapes[name])), std=0.0) for name in sorted(tensors)]
+    with path.open("wb") as file:
+        write_header(file, listing, dtype)
+        for tensor in listing:
+            numbers = unpacked_tensor(tensors[tensor.name])
+            file.write((bfloat16(numbers) if dtype == "BF16" else numbers.astype("<f4")).tobytes())
+
+
+def reachable(checkpoint: Path) -> set[int]:
+    """The ids that the tokenizer of a checkpoint can give: of bytes, of what they merge into, and of added tokens."""
+    ids: dict[str, int] = json.loads((checkpoint / "vocab.json").read_text(encoding="utf-8"))
+    merges = (checkpoint / "merges.txt").read_text(encoding="utf-8").splitlines()
+    tokens = {*printable_bytes(), *(line.replace(" ", "") for line in merges if not line.startswith("#version"))}
+    added = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))["added_tokens_decoder"]
+    return {ids[token] for token in tokens if token in ids} | {int(number) for number in added}
+
+
+def main(checkpoint: Path, packed: Path) -> None:
+    """Packs a checkpoint, and prints the size on disk and the revision of what comes out again."""
+    pack(checkpoint, packed)
+    size = sum(path.stat().st_size for path in packed.parent.rglob("*") if path.is_file())
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(packed, Path(folder))
+        found = digest({name: fingerprint(Path(folder, name)) for name in list_files(Path(folder))})
+    print(f"{packed.parent}: {size / 1e6:.1f} MB\nrevision: sha256:{found}")
+
+
+if __name__ == "__main__":
+    with errors_for_people():
+        main(*map(Path, sys.argv[1:]))

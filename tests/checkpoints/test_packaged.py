@@ -1,0 +1,109 @@
+"""Checkpoints in a git repository: small, the same to the bit wherever they are written out, close to the original."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from pipeline import build, download
+from pipeline.checkpoints import packaged
+from pipeline.checkpoints.files import WEIGHTS
+from pipeline.checkpoints.packaged import TEXT_EMBEDDING
+from pipeline.stage import ROOT, PipelineError, configuration, list_files
+
+MERGES = ("s s", "ss i", "ssi s", "ssis t", "ssist a", "ssista n", "ssistan t", "a ssistant")
+
+
+@pytest.fixture(scope="module")
+def original(artifact, tmp_path_factory) -> Path:
+    """A checkpoint whose tokenizer merges only what the prompt needs."""
+    folder = tmp_path_factory.mktemp("original") / "checkpoint"
+    shutil.copytree(artifact("download"), folder, ignore=shutil.ignore_patterns("report.json"))
+    (folder / "merges.txt").write_text("".join(f"{pair}\n" for pair in MERGES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(original, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("voices") / "mini"
+    packaged.pack(original, folder)
+    return folder
+
+
+def tensors(file: Path) -> dict[str, np.ndarray]:
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name).float().numpy() for name in opened.keys()}  # noqa: SIM118
+
+
+def test_what_is_written_out_is_the_checkpoint_but_for_its_rounding(original, packed, tmp_path):
+    packaged.unpack(packed, tmp_path)
+    assert list_files(tmp_path) == list_files(original)
+    for name in set(list_files(original)) - set(WEIGHTS):
+        assert (tmp_path / name).read_bytes() == (original / name).read_bytes()
+    for name in WEIGHTS:
+        given, made = tensors(original / name), tensors(tmp_path / name)
+        assert given.keys() == made.keys()
+        for tensor in given.keys() - {TEXT_EMBEDDING}:
+            step = np.abs(given[tensor]).max() / 127
+            assert np.abs(given[tensor] - made[tensor]).max() <= 0.55 * step + 2**-8 * np.abs(given[tensor]).max()
+    with safe_open(tmp_path / WEIGHTS[0], framework="pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+
+
+def test_rows_that_no_text_can_reach_are_not_stored(original, packed, tmp_path):
+    packaged.unpack(packed, tmp_path)
+    made = tensors(tmp_path / WEIGHTS[0])[TEXT_EMBEDDING]
+    ids = json.loads((original / "vocab.json").read_text())
+    assert np.abs(made[[ids["a"], ids["ss"], 77091, 151644]]).max(axis=1).min() > 0, "letters, merges, control tokens"
+    assert not made[ids["ing"]].any()
+    assert np.abs(made).max(axis=1).astype(bool).sum() < 400
+    assert (packed / WEIGHTS[0]).stat().st_size < (original / WEIGHTS[0]).stat().st_size / 3
+
+
+def test_constant_rows_come_back_exactly():
+    values = np.random.default_rng(0).normal(size=(512, 40)).astype(np.float32)
+    values[100:300] = np.linspace(-3, 3, 200, dtype=np.float16)[:, None]
+    parts = packaged.packed_tensor(values)
+    assert len(parts["levels"]) == 312
+    np.testing.assert_array_equal(packaged.unpacked_tensor(parts)[100:300], values[100:300])
+    np.testing.assert_allclose(packaged.unpacked_tensor(parts), values, atol=4 / 127 / 1.9)
+
+
+def test_packing_what_was_written_out_changes_nothing_more(packed, tmp_path):
+    """So a voice that is packed again from its own checkpoint does not wear away."""
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    packaged.unpack(packed, tmp_path / "once")
+    packaged.pack(tmp_path / "once", tmp_path / "voices" / "again")
+    packaged.unpack(tmp_path / "voices" / "again", tmp_path / "twice")
+    codec = WEIGHTS[1]  # float32; those in bfloat16 are rounded twice
+    assert (tmp_path / "once" / codec).read_bytes() == (tmp_path / "twice" / codec).read_bytes()
+
+
+def test_a_second_voice_must_share_codec_and_tokenizer(original, packed, tmp_path):
+    voices, other = tmp_path / "voices", tmp_path / "other"
+    shutil.copytree(packed.parent, voices)
+    shutil.copytree(original, other)
+    packaged.pack(other, voices / "second")
+    (other / "merges.txt").write_text("a b\n")
+    with pytest.raises(PipelineError, match=r"common/merges\.txt: mini needs the one that was there"):
+        packaged.pack(other, voices / "second")
+
+
+def test_the_download_stage_refuses_another_voice_than_the_variant_names(packed, tmp_path):
+    chosen = ["variant=local", "variant.source=packaged", f"variant.path={packed}", f"artifacts={tmp_path}"]
+    with pytest.raises(PipelineError, match=r"makes the checkpoint sha256:\w{64}, and variant\.revision is") as error:
+        download.run(configuration([*chosen, "+variant.revision=sha256:0"]))
+    found = str(error.value).partition("sha256:")[2][:64]
+    download.run(configuration([*chosen, f"+variant.revision=sha256:{found}"]))
+    report = json.loads((tmp_path / "local" / "checkpoint" / "report.json").read_text())
+    assert (report["source"], report["revision"]) == ("packaged", f"sha256:{found}")
+
+
+def test_the_voice_of_this_repository_is_the_one_that_its_variant_names_and_small(tmp_path):
+    download.run(configuration(["variant=mini-custom-voice", f"artifacts={tmp_path}"]))
+    build.checked(tmp_path / "mini-custom-voice" / "checkpoint", "mini-custom-voice")
+    assert sum(path.stat().st_size for path in (ROOT / "voices").rglob("*")) <= 30e6
