@@ -50,7 +50,9 @@ _NEVER_FIRST = regex.compile(r"[,.;:!?…%”)\]}，。、；：！？」』）�
 _NEVER_LAST = regex.compile(r"[(\[{„¿¡「『（【《〈]|(?<![\p{L}\p{P}])[«‹]")
 
 # A date whose words are joined by spaces: "1 de enero de 2020", "the 4th of July".
-_DATE = regex.compile(r"\S*\d\S*[ ](?:de|del|of|du|di)[ ]\p{L}+(?:[ ](?:de|del|of|du|di)[ ]\d+)?")
+_DATE = regex.compile(
+    r"(?<![\d.,:])\d{1,2}(?:\.|º|\p{L}{2})?[ ](?:de|del|of|du|di)[ ](?!the\b)\p{L}+(?:[ ](?:de|del|of|du|di)[ ]\d+)?"
+)
 
 # A word and its full stop: an initial ("J. S. Bach", "M. Dupont"), letters between stops ("p.m.", "т.е.", "S.p.A."), a
 # Roman numeral ("Ludwig XIV. war").
