@@ -138,9 +138,7 @@ def _abbreviates(text: str, stop: int, after: int) -> bool:
     """Whether the full stop at `stop` belongs to the word or number before it and does not end the sentence."""
     before, numbered = text[max(0, stop - 20) : stop], text[after].isdigit()
     if number := _NUMBER.search(before):
-        start = stop - len(number[1])
-        opens = start == 0 or text[start - 1] == "\n" or text[max(0, start - 3) : start].rstrip()[-1:] in tuple(".!?:;")
-        if numbered or opens or _GERMAN_MONTH.match(text, after):
+        if numbered or _GERMAN_MONTH.match(text, after) or _opens(text, stop - len(number[1])):
             return True
         german = _GERMAN.search(text, max(0, stop - 300), after + 300) and not _GERMAN_START.match(text, after)
         return bool(german) and int(number[1]) not in _YEAR
@@ -150,6 +148,14 @@ def _abbreviates(text: str, stop: int, after: int) -> bool:
     return word is not None and bool(
         word[0].lower() in _abbreviations() or (numbered and _BEFORE_NUMBER.fullmatch(word[0]))
     )
+
+
+def _opens(text: str, number: int) -> bool:
+    """Whether the number that starts there opens a sentence or a line, as in a list."""
+    before = text[max(0, number - 3) : number].rstrip(" ")
+    if before.endswith("."):
+        return not _abbreviates(text, text.rindex(".", 0, number), number)
+    return number == 0 or before.endswith(("\n", "!", "?", ":", ";"))
 
 
 def _joins(text: str, space: regex.Match[str]) -> bool:

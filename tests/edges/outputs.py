@@ -49,13 +49,13 @@ def in_bundle(line: str) -> Callable[[Desk], str]:
 
 
 def on_full_disk(thing: Callable[[Desk], Speech | VoicePrompt], name: str) -> Callable[[Desk], str]:
-    """Saves speech or a voice where only 4 KB fit, over a file that must survive."""
+    """Saves speech or a voice where only 256 bytes fit, over a file that must survive."""
 
     def do(desk: Desk) -> str:
         made = thing(desk)
         (desk.folder / name).write_bytes(b"old")
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256, before[1]))
         try:
             made.save(name)
         finally:
