@@ -35,7 +35,8 @@ def run(cfg: DictConfig) -> None:
     synthesizer = Synthesizer(model, properties={"default": EXACT}, cache_dir=False)
     voice = choose_voice(synthesizer, said)
     spoken = {}
-    with output(where.rollout) as folder:
+    read = [ROOT / said.reference] if model.kind == "base" else []
+    with output(where.rollout, read) as folder:
         for split in SPLITS:
             known = model.config["talker_config"]["codec_language_id"]
             texts = {language: text for language, text in said[split].items() if language in known}

@@ -8,8 +8,9 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .bundle import MANIFEST
 from .errors import AudioError
+
+MANIFEST = "manifest.json"  # not from bundle.py: every stage of the pipeline depends on what is imported here
 
 
 def check_file(path: Path, endings: Sequence[str], inputs: Iterable[Path] = ()) -> None:

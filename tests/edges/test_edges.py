@@ -60,6 +60,7 @@ def test_a_case_at_the_edge_comes_out_as_expected(kind, case, desk, rows):
     rows.append((kind, case.name, outcome))
 
 
+@pytest.mark.skipif("EDGES" in os.environ, reason="the page is being written")
 def test_the_page_shows_every_case():
     shown = re.findall(r"^\| (.*?) \| .* \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     expected = page((kind, case.name, "") for kind, case in ALL)
