@@ -55,7 +55,7 @@ _DATE = regex.compile(r"\S*\d\S*[ ](?:de|del|of|du|di)[ ]\p{L}+(?:[ ](?:de|del|o
 # A word and its full stop: an initial ("J. S. Bach", "M. Dupont"), letters between stops ("p.m.", "т.е.", "S.p.A."), a
 # Roman numeral ("Ludwig XIV. war").
 _SHORT = regex.compile(
-    r"(?:^|[^\p{L}\p{N}])(?:[\p{Lu}\p{Ll}]|(?:\p{L}{1,4}\.-?)+\p{L}{1,4}|(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))$"
+    r"(?:^|[^\p{L}\p{N}])(?:[\p{Lu}\p{Ll}]|(?:\p{L}{1,4}\.-?)+\p{L}{1,2}|(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))$"
 )
 _WORD = regex.compile(r"\p{L}+$")
 # Words that are abbreviations before a number: "No. 5", "Art. 3".
