@@ -45,6 +45,8 @@ _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー。！？｡，、；�
 _MIXED = regex.compile(
     r"(?<=[\p{Han}\p{Hiragana}\p{Katakana}])(?=[\p{Latin}\p{So}])|(?<=[\p{Latin}\p{So}])(?=[\p{Han}\p{Hiragana}\p{Katakana}])"
 )
+# Before a number in their texts, unless a date or a time goes on.
+_BEFORE_CJK_NUMBER = regex.compile(r"(?<=[\p{Han}\p{Hiragana}\p{Katakana}])(?<![年月日号時时点分])(?=\d)")
 # « Oui », but »Ja«.
 _NEVER_FIRST = regex.compile(r"[,.;:!?…%”)\]}，。、；：！？」』）】》〉]|[»›’](?!\p{L})")
 _NEVER_LAST = regex.compile(r"[(\[{„¿¡「『（【《〈]|(?<![\p{L}\p{P}])[«‹]")
@@ -81,6 +83,7 @@ def boundaries(text: str) -> dict[int, Cut]:
     whole = set(graphemes(text))
     dates = [match.span() for match in _DATE.finditer(text)]
     found = {match.end(): Cut.PART if _joins(text, match) else Cut.WORD for match in regex.finditer(r"\s+", text)}
+    found |= {match.start(): Cut.PART for match in _BEFORE_CJK_NUMBER.finditer(text)}
     found |= {match.end(): cut for match in _MARKS.finditer(text) if (cut := _after_marks(text, match)) is not None}
     found |= {at: Cut.PART for start, end in dates for at in range(start + 1, end) if at in found}
     numbers = {at for match in _NUMBERS.finditer(text) for at in range(match.start() + 1, match.end())}

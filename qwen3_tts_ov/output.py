@@ -76,8 +76,8 @@ def write(path: Path, data: bytes) -> None:
 
 def failure(path: Path, error: BaseException) -> AudioError:
     """The error to raise where the system refuses to write."""
-    reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].rstrip(".")
-    return AudioError(f"{path}: cannot write it ({reason or 'the disk is full'}); nothing was changed")
+    reason = getattr(error, "strerror", None) or "the disk may be full"  # libsndfile says no more than "System error"
+    return AudioError(f"{path}: cannot write it ({reason}); nothing was changed")
 
 
 def _same(path: Path, given: Path) -> bool:

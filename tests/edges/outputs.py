@@ -91,7 +91,11 @@ def saved(thing: Callable[[Desk], Speech | VoicePrompt], path: str) -> Callable[
 CASES = [
     Case("voice: -o onto the recording", beside("voice {base} rec.wav -o rec.wav"), "cannot write .wav"),
     Case("say: -o onto the recording", beside("say {base} Hi. --voice rec.wav -o rec.wav"), "would overwrite rec.wav"),
-    Case("say: -o onto it by another path", beside("say {base} Hi. --voice rec.wav -o ./x/../rec.wav"), "error: "),
+    Case(
+        "say: -o onto it by another path",
+        beside("say {base} Hi. --voice rec.wav -o folder.wav/../rec.wav"),
+        "would overwrite",
+    ),
     Case("say: -o onto it by a link", beside("say {base} Hi. --voice rec.wav -o link.wav"), "would overwrite rec.wav"),
     Case("say: -o onto it by a hard link", beside("say {base} Hi. --voice rec.wav -o again.wav"), "would overwrite"),
     Case(
