@@ -27,7 +27,8 @@ def run(cfg: DictConfig) -> None:
     if variant.source not in sources:
         raise PipelineError(f"variant.source is {variant.source!r}; known: {', '.join(sources)}")
     target = paths(cfg).checkpoint
-    with output(target) as directory:
+    read = [Path(variant.path).expanduser()] if variant.source == "local" else []
+    with output(target, read) as directory:
         origin = sources[variant.source](variant, directory, target)
         checkpoint_files.check_intact(directory)
         files = {name: fingerprint(directory / name) for name in list_files(directory)}

@@ -37,9 +37,11 @@ def to_folder(publish: DictConfig, repository: str, release: Bundle) -> str:
         return f"{target}: {name[:12]} is published already"
     if publish.tag and target.exists():
         raise PipelineError(f"{target} holds another bundle ({found[:12] or 'none'}); choose a new publish.tag")
+    if not found and target.is_dir() and any(target.iterdir()):
+        raise PipelineError(f"{target} holds files that are no bundle; move them away, or set publish.path")
     if publish.dry_run:
         return f"{target}: would copy {release.folder} there"
-    with output(target) as fresh:
+    with output(target, [release.folder]) as fresh:
         for name in release_files(release.folder):
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(release.path(name), fresh / name)

@@ -36,7 +36,8 @@ def run(cfg: DictConfig) -> None:
     synthesizer = Synthesizer(model, properties={"default": EXACT}, cache_dir=False)
     voices = choose_voices(synthesizer, said)
     spoken = {}
-    with output(where.rollout) as folder:
+    read = [ROOT / said.reference] if model.kind == "base" else []
+    with output(where.rollout, read) as folder:
         for split in SPLITS:
             texts = choose_texts(said[split], model.config["talker_config"]["codec_language_id"], said.texts)
             arrays: Arrays = {}

@@ -58,7 +58,8 @@ def run(cfg: DictConfig) -> None:
     }
     chosen = suitable(said.scorers, manifest["kind"])
     lacking = {name: reason for name, scorer in chosen.items() if (reason := scorer.lacks())}
-    with output(where.score) as folder:
+    heard = [ROOT / Path(entry.path).expanduser() for entry in said.recordings or []]
+    with output(where.score, heard) as folder:
         synthetic = read_report(where.checkpoint)["source"] == "synthetic"
         if reason := why_not(synthetic, chosen, lacking):
             result: dict[str, Any] = {"status": "not_run", "reason": reason, "figures": {}, "not_run": {}}

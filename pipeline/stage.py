@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -28,6 +28,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import track as rich_track
+
+from qwen3_tts_ov.output import check_place
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -158,15 +160,17 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def output(path: Path) -> Iterator[Path]:
+def output(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """A fresh directory beside `path` that takes its place when the block ends, and vanishes when it raises.
 
     The metrics and plots that `report` left in it go to their folders beside `path` at the same time.
     Until then whatever stood at `path` stays untouched. Nothing is written in place: DVC may have linked the files
     there to its cache. What a killed run left beside `path` is removed first.
 
-    Raises PipelineError when another run is writing the same output.
+    Raises PipelineError when another run is writing the same output, and AudioError where the output would replace
+    one of the `inputs`, files or folders, or lie in a bundle.
     """
+    check_place(path, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
     fresh = path.with_name(f".{path.name}.{uuid4().hex}.new")

@@ -45,6 +45,8 @@ _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}ー。！？｡，、；�
 _MIXED = regex.compile(
     r"(?<=[\p{Han}\p{Hiragana}\p{Katakana}])(?=[\p{Latin}\p{So}])|(?<=[\p{Latin}\p{So}])(?=[\p{Han}\p{Hiragana}\p{Katakana}])"
 )
+# Before a number in their texts, unless a date or a time goes on.
+_BEFORE_CJK_NUMBER = regex.compile(r"(?<=[\p{Han}\p{Hiragana}\p{Katakana}])(?<![年月日号時时点分])(?=\d)")
 # « Oui », but »Ja«.
 _NEVER_FIRST = regex.compile(r"[,.;:!?…%”)\]}，。、；：！？」』）】》〉]|[»›’](?!\p{L})")
 _NEVER_LAST = regex.compile(r"[(\[{„¿¡「『（【《〈]|(?<![\p{L}\p{P}])[«‹]")
@@ -57,7 +59,7 @@ _DATE = regex.compile(
 # A word and its full stop: an initial ("J. S. Bach", "M. Dupont"), letters between stops ("p.m.", "т.е.", "S.p.A."), a
 # Roman numeral ("Ludwig XIV. war").
 _SHORT = regex.compile(
-    r"(?:^|[^\p{L}\p{N}])(?:[\p{Lu}\p{Ll}]|(?:\p{L}{1,4}\.-?)+\p{L}{1,4}|(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))$"
+    r"(?:^|[^\p{L}\p{N}])(?:[\p{Lu}\p{Ll}]|(?:\p{L}{1,4}\.-?)+\p{L}{1,2}|(?=[IVXLC])C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))$"
 )
 _WORD = regex.compile(r"\p{L}+$")
 # Words that are abbreviations before a number: "No. 5", "Art. 3".
@@ -83,6 +85,7 @@ def boundaries(text: str) -> dict[int, Cut]:
     whole = set(graphemes(text))
     dates = [match.span() for match in _DATE.finditer(text)]
     found = {match.end(): Cut.PART if _joins(text, match) else Cut.WORD for match in regex.finditer(r"\s+", text)}
+    found |= {match.start(): Cut.PART for match in _BEFORE_CJK_NUMBER.finditer(text)}
     found |= {match.end(): cut for match in _MARKS.finditer(text) if (cut := _after_marks(text, match)) is not None}
     found |= {at: Cut.PART for start, end in dates for at in range(start + 1, end) if at in found}
     numbers = {at for match in _NUMBERS.finditer(text) for at in range(match.start() + 1, match.end())}
@@ -140,9 +143,7 @@ def _abbreviates(text: str, stop: int, after: int) -> bool:
     """Whether the full stop at `stop` belongs to the word or number before it and does not end the sentence."""
     before, numbered = text[max(0, stop - 20) : stop], text[after].isdigit()
     if number := _NUMBER.search(before):
-        start = stop - len(number[1])
-        opens = start == 0 or text[start - 1] == "\n" or text[max(0, start - 3) : start].rstrip()[-1:] in tuple(".!?:;")
-        if numbered or opens or _GERMAN_MONTH.match(text, after):
+        if numbered or _GERMAN_MONTH.match(text, after) or _opens(text, stop - len(number[1])):
             return True
         german = _GERMAN.search(text, max(0, stop - 300), after + 300) and not _GERMAN_START.match(text, after)
         return bool(german) and int(number[1]) not in _YEAR
@@ -152,6 +153,14 @@ def _abbreviates(text: str, stop: int, after: int) -> bool:
     return word is not None and bool(
         word[0].lower() in _abbreviations() or (numbered and _BEFORE_NUMBER.fullmatch(word[0]))
     )
+
+
+def _opens(text: str, number: int) -> bool:
+    """Whether the number that starts there opens a sentence or a line, as in a list."""
+    before = text[max(0, number - 3) : number].rstrip(" ")
+    if before.endswith("."):
+        return not _abbreviates(text, text.rindex(".", 0, number), number)
+    return number == 0 or before.endswith(("\n", "!", "?", ":", ";"))
 
 
 def _joins(text: str, space: regex.Match[str]) -> bool:

@@ -8,8 +8,9 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .bundle import MANIFEST
 from .errors import AudioError
+
+MANIFEST = "manifest.json"  # not from bundle.py: every stage of the pipeline depends on what is imported here
 
 
 def check_file(path: Path, endings: Sequence[str], inputs: Iterable[Path] = ()) -> None:
@@ -75,8 +76,8 @@ def write(path: Path, data: bytes) -> None:
 
 def failure(path: Path, error: BaseException) -> AudioError:
     """The error to raise where the system refuses to write."""
-    reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].rstrip(".")
-    return AudioError(f"{path}: cannot write it ({reason or 'the disk is full'}); nothing was changed")
+    reason = getattr(error, "strerror", None) or "the disk may be full"  # libsndfile says no more than "System error"
+    return AudioError(f"{path}: cannot write it ({reason}); nothing was changed")
 
 
 def _same(path: Path, given: Path) -> bool:

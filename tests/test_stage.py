@@ -22,6 +22,7 @@ from pipeline.stage import (
     report,
     write_json,
 )
+from qwen3_tts_ov import AudioError
 
 # A stage that reports its progress and waits there to be killed. `pause` is called at every step of the real code.
 STAGE = """
@@ -304,3 +305,17 @@ def test_metrics_of_a_different_run_are_refused(tmp_path):
 def test_json_with_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "report.json", {"error": float("nan")})
+
+
+def test_an_output_never_replaces_an_input_or_lies_in_a_bundle(tmp_path):
+    kept = tmp_path / "checkpoint" / "model.safetensors"
+    kept.parent.mkdir()
+    kept.write_text("weights")
+    for read in (kept, kept.parent):
+        with pytest.raises(AudioError, match="would overwrite"), output(kept.parent, [read]):
+            pass
+    (tmp_path / "manifest.json").write_text('{"bundle_id": "1"}')
+    with pytest.raises(AudioError, match="would lie in the bundle"), output(kept.parent):
+        pass
+    assert kept.read_text() == "weights"
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "manifest.json"]

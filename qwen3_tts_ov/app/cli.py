@@ -291,10 +291,13 @@ def _read_text(text: str | None, file: Path | None) -> str:
         return str(text)
     try:
         data = sys.stdin.buffer.read() if file is None else file.read_bytes()
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' editors and shells write it
+        # Windows' editors and shells write UTF-16, with a mark.
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{file or 'stdin'}: it is not UTF-8 text (byte {error.start}); convert it first") from None
+        raise RequestError(
+            f"{file or 'stdin'}: it is not {'UTF-16' if utf16 else 'UTF-8'} text (byte {error.start}); convert it first"
+        ) from None
     except OSError as error:
         raise RequestError(f"{file}: cannot be read ({error.strerror})") from None
 

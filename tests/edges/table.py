@@ -41,7 +41,8 @@ def write(rows: Iterable[tuple[str, str, str]], path: Path = PAGE) -> None:
 
 
 def _cell(text: str) -> str:
-    """A text as a cell of a table: no character of it is markup."""
+    """A text as a cell of a table: no character of it is markup, and a long one is shortened."""
+    text = text if len(text) <= 240 else f"{text[:110]} ... {text[-110:]}"
     for character in "\\|<*_`":
         text = text.replace(character, f"\\{character}")
     return text

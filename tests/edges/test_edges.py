@@ -10,7 +10,7 @@ import pytest
 from qwen3_tts_ov import Bundle, Synthesizer
 
 from .case import Desk
-from .table import KINDS, page, write
+from .table import KINDS, PAGE, page, write
 
 ALL = [(kind, case) for kind, (_, cases) in KINDS.items() for case in cases]
 
@@ -60,9 +60,11 @@ def test_a_case_at_the_edge_comes_out_as_expected(kind, case, desk, rows):
     rows.append((kind, case.name, outcome))
 
 
+@pytest.mark.skipif("EDGES" in os.environ, reason="the page is being written")
 def test_the_page_shows_every_case():
-    shown = page((kind, case.name, f"outcome {number}") for number, (kind, case) in enumerate(ALL))
-    assert re.findall(r"^\| .* \| (outcome \d+) \|$", shown, re.MULTILINE) == [f"outcome {n}" for n in range(len(ALL))]
+    shown = re.findall(r"^\| (.*?) \| .* \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    expected = page((kind, case.name, "") for kind, case in ALL)
+    assert shown == re.findall(r"^\| (.*?) \| .*\|$", expected, re.MULTILINE), "run `make edges`"
 
 
 def test_names_of_cases_are_unique():
