@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from pipeline import score
 from pipeline.graphs.compression import compress
 from pipeline.graphs.teacher_forcing import EXACT
-from pipeline.judging import closeness, quality
+from pipeline.judging import quality
 from pipeline.judging.gates import worst
 from pipeline.judging.scorers import ended, speaker_similarity, word_error
 from pipeline.rollout import exported
@@ -44,8 +44,9 @@ def measure(cfg: DictConfig, component: str, policy: dict[str, Any]) -> Row:
         xml = Path(folder, f"{component}.xml")
         if policy:
             alone(compress, where.ir / xml.name, xml, policy, where.rollout)
-            compared = closeness.compare(xml, where.model / f"{component}.safetensors")
-            measures = worst(compared) | alone(quality.judge, component, xml, where.ir / xml.name, where.rollout)
+            record = where.model / f"{component}.safetensors"
+            compared, judged = alone(quality.assess, component, xml, record, where.ir / xml.name, where.rollout)
+            measures = worst(compared) | judged
             model = replace(model, graphs={**model.graphs, component: xml})
         size = model.graphs[component].with_suffix(".bin").stat().st_size if policy else 0
         material = score.speak(Synthesizer(model, properties={"default": EXACT}, cache_dir=False), cfg, Path(folder))

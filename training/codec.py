@@ -19,7 +19,7 @@ from model_src.speech_decoder import SpeechDecoder
 from model_src.speech_encoder import SpeechEncoder
 from training import dataset
 from training.dataset import PhonePairs, Speech
-from training.loop import Loop
+from training.loop import Loop, descend
 from training.losses import Spectra
 from training.networks import codec, decode, random_crop
 from training.quantizer import ResidualQuantizer
@@ -119,10 +119,7 @@ def train(
         distance = spectra(made, wanted)
         variance = latents.flatten(0, 1).var(0).mean()
         loss = 5 * distance + 0.75 * commitment + 0.2 * recognition + 0.3 * variance.clamp(min=1e-6).log().square()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 20.0)
-        optimizer.step()
+        descend(optimizer, loss, 20.0)
         loop.log(distance=distance, commitment=commitment, recognition=recognition, variance=variance)
         if loop.step % 20 == 0:
             right = (understood == first).float().mean()

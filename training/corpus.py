@@ -1,7 +1,8 @@
 """Sentences for the teacher to speak: what WordNet gives as examples and definitions, and templates of everyday words.
 
-Writes `corpus.json` to the work folder: {"train": [...], "held": [...]}. The held-out sentences are our own
-(data/held.txt); no text to train on has the same words. Speech of several sentences teaches the pauses between them.
+Writes `corpus.json` to the work folder: {"train": [...], "held": [...]}. The held-out sentences are those that the
+pipeline's score speaks; no text to train on has the same words. Speech of several sentences teaches the pauses between
+them.
 """
 
 import json
@@ -10,9 +11,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich import print
 
+from pipeline.stage import CONF
 from training.step import step, work
 
 DATA = Path(__file__).parent / "data"
@@ -25,7 +27,7 @@ ODD = re.compile(r"[A-Z]{2,}|\.\w|\. [a-z]|'s's|\b(sb|sth|etc|esp|cf)\b|\w{17}")
 def main(cfg: DictConfig) -> None:
     settings = cfg.corpus
     draw = random.Random(cfg.seed)
-    held = (DATA / "held.txt").read_text().splitlines()[: settings.held]
+    held = list(OmegaConf.load(CONF / "score" / "default.yaml").texts.english)[: settings.held]
     examples, glosses = wordnet(Path(settings.wordnet))
     texts = [
         *pick(map(sentence, examples), 14, settings.longest, settings.examples, draw),

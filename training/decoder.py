@@ -18,7 +18,7 @@ from model_src.speech_decoder import SpeechDecoder
 from training import dataset
 from training.codec import autocast, compared, load_codec
 from training.dataset import Speech
-from training.loop import Loop
+from training.loop import Loop, descend
 from training.losses import JUDGED, Discriminators, Spectra
 from training.networks import decode, random_crop
 from training.quantizer import ResidualQuantizer
@@ -100,20 +100,14 @@ def train(cfg: DictConfig, decoder: SpeechDecoder, codes: Codes, speech: Speech,
         short, real = made[:, begin : begin + JUDGED], wanted[:, begin : begin + JUDGED]
         with autocast(cfg):
             told_apart = discriminators.told_apart(short.detach(), real)
-        rival.zero_grad()
-        told_apart.backward()
-        torch.nn.utils.clip_grad_norm_(theirs, 50.0)
-        rival.step()
+        descend(rival, told_apart, 50.0)
         discriminators.requires_grad_(False)
         with autocast(cfg):
             adversarial, features = discriminators.fooled(short, real)
         discriminators.requires_grad_(True)
         distance = spectra(made, wanted)
         loss = 5 * distance + min(1, loop.step / ADVERSARIAL_FROM) * (0.25 * adversarial + features)
-        ours.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 20.0)
-        ours.step()
+        descend(ours, loss, 20.0)
         loop.log(distance=distance, told_apart=told_apart, adversarial=adversarial, features=features)
         if loop.step % 20 == 0:
             loop.log(mel=(spectra.log_mel(made) - spectra.log_mel(wanted)).abs().mean())

@@ -16,6 +16,15 @@ from torch.optim import Optimizer
 LOG_SECONDS, SAVE_SECONDS = 20, 120
 
 
+def descend(optimizer: Optimizer, loss: Tensor, largest: float) -> None:
+    """One step down the gradient of a loss, its norm clipped."""
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, largest)
+    optimizer.step()
+
+
 class Loop:
     """Iterating gives the part done, from 0 to 1, once a step, until `steps` or `minutes` are over.
 

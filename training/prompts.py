@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import Qwen2Tokenizer
 
 from qwen3_tts_ov import prompt
 from training.dataset import Ints, Speech
@@ -36,7 +36,8 @@ class Batch:
 class Prompts:
     """`held` are the utterances to judge by, as numbers; `end` is the id of the end of speech."""
 
-    def __init__(self, cfg: DictConfig, speech: Speech, tokenizer: Tokenizer) -> None:
+    def __init__(self, cfg: DictConfig, speech: Speech) -> None:
+        tokenizer = Qwen2Tokenizer.from_pretrained(cfg.checkpoint, local_files_only=True).backend_tokenizer
         config = json.loads((Path(cfg.checkpoint) / "config.json").read_text())
         self.end: int = config["talker_config"]["codec_eos_token_id"]
         self.pad: int = config["tts_pad_token_id"]

@@ -11,12 +11,11 @@ from omegaconf import DictConfig
 from rich import print
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Qwen2Tokenizer
 
 from training import dataset
 from training.checkpoint import configuration
 from training.codec import autocast
-from training.prompts import Batch, Prompts
+from training.prompts import Batch
 from training.step import corpus, on_device, step, work
 from training.talker import Language, Task, acoustics
 
@@ -32,9 +31,9 @@ def main(cfg: DictConfig) -> None:
     quantizer, codes = acoustics(cfg)
     language = Language(cfg, config, quantizer).to(cfg.device)
     language.load_state_dict(load_file(work(cfg) / "predictor.safetensors", device=cfg.device))
-    tokenizer = Qwen2Tokenizer.from_pretrained(cfg.checkpoint, local_files_only=True).backend_tokenizer
-    prompts = Prompts(cfg, speech, tokenizer)
-    task = Task(cfg, language, speech, prompts, quantizer, codes[:, : language.predicted].clone())
+    task = Task(cfg, language, speech, quantizer, codes)
+    task.codes = codes[:, : language.predicted].clone()
+    prompts = task.prompts
     everything = np.argsort(prompts.lengths)
     changed, frames = torch.zeros(ROUNDS), 0
     for places in prompts.pieces(everything, cfg.talker.positions):

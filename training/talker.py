@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Qwen2Tokenizer
 
 from model_src.code_predictor import CodePredictor
 from model_src.config import CheckpointConfig
@@ -28,7 +27,7 @@ from training import dataset
 from training.checkpoint import configuration
 from training.codec import autocast
 from training.dataset import CODES, Speech
-from training.loop import Loop
+from training.loop import Loop, descend
 from training.prompts import Batch, Prompts
 from training.quantizer import ResidualQuantizer
 from training.speech import PHONES
@@ -171,10 +170,8 @@ def main(cfg: DictConfig) -> None:
         language.load_state_dict(load_file(first_stage, device=cfg.device))
         language.codebooks = quantizer.rows[: language.predicted].clone()
     language.pairs = torch.as_tensor(speech.pairs.table, device=cfg.device)
-    tokenize = Qwen2Tokenizer.from_pretrained(cfg.checkpoint, local_files_only=True).backend_tokenizer
-    prompts = Prompts(cfg, speech, tokenize)
-    train(cfg, language, speech, prompts, quantizer, codes)
     name = "predictor" if cfg.talker.acoustics else "talker"
+    train(Task(cfg, language, speech, quantizer, codes), name)
     save_file({k: v.contiguous() for k, v in language.state_dict().items()}, work(cfg) / f"{name}.safetensors")
 
 
@@ -193,36 +190,26 @@ def acoustics(cfg: DictConfig) -> tuple[ResidualQuantizer, Tensor]:
     return quantizer, codes
 
 
-def train(
-    cfg: DictConfig,
-    language: Language,
-    speech: Speech,
-    prompts: Prompts,
-    quantizer: ResidualQuantizer | None,
-    codes: Tensor | None,
-) -> None:
-    settings = cfg.talker
-    decayed = [p for n, p in language.named_parameters() if p.dim() > 1 and "rows" not in n and "table" not in n]
-    others = [p for n, p in language.named_parameters() if not (p.dim() > 1 and "rows" not in n and "table" not in n)]
+def train(task: "Task", name: str) -> None:
+    settings, language = task.cfg.talker, task.language
+    decayed, others = [], []
+    for parameter_name, parameter in language.named_parameters():
+        matrix = parameter.dim() > 1 and "rows" not in parameter_name and "table" not in parameter_name
+        (decayed if matrix else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, settings.rate, (0.9, 0.97))
-    name = "predictor" if settings.acoustics else "talker"
-    loop = Loop(name, work(cfg), settings.steps, settings.minutes, [language], [optimizer], 0.995)
-    task = Task(cfg, language, speech, prompts, quantizer, codes)
-    batches = prompts.batches(settings.positions)
+    loop = Loop(name, work(task.cfg), settings.steps, settings.minutes, [language], [optimizer], 0.995)
+    batches = task.prompts.batches(settings.positions)
     judged = 0.0
     for part in loop:
         loop.rate(min(1, (loop.step + 1) / WARMUP) * min(1, FINAL + (1 - FINAL) * (1 - part) / (1 - HELD_RATE)))
         loss, figures = task(next(batches), noisy=True)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, 1.0)
         loop.log(loss=loss, **figures)
         if loop.seconds - judged > 30:
-            loop.report(**judge(task, prompts))
+            loop.report(**judge(task))
             judged = loop.seconds
-    loop.report(**judge(task, prompts))
+    loop.report(**judge(task))
 
 
 class Task:
@@ -233,11 +220,11 @@ class Task:
         cfg: DictConfig,
         language: Language,
         speech: Speech,
-        prompts: Prompts,
         quantizer: ResidualQuantizer | None,
         codes: Tensor | None,
     ) -> None:
-        self.cfg, self.language, self.first, self.end = cfg, language, speech.first, prompts.end
+        self.cfg, self.language, self.first = cfg, language, speech.first
+        self.prompts = Prompts(cfg, speech)
         self.codes, self.latents = codes, None
         if quantizer is not None:
             parts = (quantizer.sum(part[None].long())[0] for part in codes.split(1 << 18))
@@ -250,7 +237,7 @@ class Task:
         with autocast(self.cfg):
             hidden = language.hidden(self.inputs(batch, rows, noisy))
         wanted = torch.where(batch.next >= 0, self.first[batch.next.clamp(min=0)], -100)
-        wanted = torch.where(batch.ends, self.end, wanted)
+        wanted = torch.where(batch.ends, self.prompts.end, wanted)
         spoken = wanted >= 0
         logits, wanted = hidden[spoken].float() @ heads.T, wanted[spoken]
         loss = F.cross_entropy(logits, wanted)
@@ -336,9 +323,9 @@ def distances(language: Language, latents: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def judge(task: Task, prompts: Prompts) -> dict[str, float]:
+def judge(task: Task) -> dict[str, float]:
     """Held-out utterances with their own text and with another's. A talker that hears its text tells them apart."""
-    figures = {}
+    figures, prompts = {}, task.prompts
     for name, texts in (("right", prompts.held), ("wrong", np.roll(prompts.held, 1))):
         sums: dict[str, float] = {}
         for chosen in prompts.pieces(prompts.held, task.cfg.talker.positions):

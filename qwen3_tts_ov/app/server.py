@@ -23,12 +23,11 @@ import re
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 from anyio import to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -40,11 +39,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import names
 from ..errors import AudioError, Qwen3TTSError, RequestError, boundary, first_line
-from ..request import Fields, Options, Voice, check_request
+from ..request import Fields, Voice, check_request
 from ..speech import SpeechStream
-from ..synthesizer import FIRST_CHUNK, Synthesizer
+from ..synthesizer import Synthesizer
 from ..voice import VoicePrompt
 from .encoding import FORMATS, Encoder, Tempo
+from .speech_request import SpeechRequest
 
 # The one bundle that is served also answers requests for OpenAI's models, and for any released Qwen3-TTS.
 _UNDERSTOOD = re.compile(r"tts-1(-hd)?(-\d+)?|gpt-4o-mini-tts(-[\d-]+)?|([\w.-]+/)?qwen3-tts[\w.-]*", re.IGNORECASE)
@@ -54,53 +54,6 @@ _ESCAPED = 12  # the most bytes of JSON for one character, as in "\ud83d\ude00"
 _FIELDS = Fields("voice", "instructions")
 
 log = logging.getLogger(__name__)
-
-
-class SpeechRequest(BaseModel):
-    """The body of a request: OpenAI's fields, then those specific to this model."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    input: str
-    model: str | None = None
-    voice: str | None = None
-    instructions: str | None = None
-    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
-    speed: float = Field(1.0, ge=0.25, le=4, allow_inf_nan=False)
-    stream_format: Literal["audio", "sse"] = "audio"
-
-    language: str = "auto"
-    first_chunk: int = FIRST_CHUNK
-    seed: int | None = None
-    max_frames: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _absent(cls, body: Any) -> Any:
-        """Without the fields that are null or, but for the text, empty."""
-        if not isinstance(body, dict):
-            return body
-        return {key: value for key, value in body.items() if value is not None and (value != "" or key == "input")}
-
-    @field_validator("voice", mode="before")
-    @classmethod
-    def _name(cls, voice: Any) -> Any:
-        """The name of a voice that is given as an object, as in `/v1/audio/voices`."""
-        return voice["id"] if isinstance(voice, dict) and "id" in voice else voice
-
-    @field_validator("response_format", "stream_format", mode="before")
-    @classmethod
-    def _in_any_case(cls, value: Any) -> Any:
-        return value.strip().lower() if isinstance(value, str) else value
-
-    def options(self) -> Options:
-        """The request's generation options, by the runtime's names."""
-        given = self.model_dump(include=set(Options.__annotations__), exclude_none=True)
-        return Options(**given)  # type: ignore[typeddict-item]
 
 
 class _Busy(Exception):
@@ -233,10 +186,7 @@ class _Desk:
 
     def _parse(self, body: bytes) -> SpeechRequest:
         """Raises RequestError for the first fault, HTTPException for a model that is not served."""
-        try:
-            wanted = SpeechRequest.model_validate_json(body)
-        except ValidationError as error:
-            raise RequestError(_explain(error)) from None
+        wanted = SpeechRequest.parse(body)
         if wanted.model is not None:
             self._check_model(wanted.model)
         for name in ("input", "instructions"):
@@ -399,15 +349,6 @@ def _failed(error: Exception) -> Response:
 def _in_one_line(error: Exception) -> str:
     line = first_line(error)
     return line if isinstance(error, Qwen3TTSError) else f"{type(error).__name__}: {line}"
-
-
-def _explain(error: ValidationError) -> str:
-    """The first fault of a body, in one line."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"unknown field {place}; known: {', '.join(SpeechRequest.model_fields)}"
-    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def listen(host: str, port: int) -> socket.socket:
