@@ -37,13 +37,18 @@ AXES = "variants: [tiny-custom-voice, tiny-base, tiny-voice-design]\nprecisions:
 
 def run_stage(stage: str, *overrides: str, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs `python -m pipeline.<stage>` from the root of a checkout, as DVC does."""
+    return python("-m", f"pipeline.{stage}", *overrides, checkout=checkout)
+
+
+def python(*arguments: str, checkout: Path) -> subprocess.CompletedProcess[str]:
+    """Runs Python from the root of a checkout."""
     return subprocess.run(
-        [sys.executable, "-m", f"pipeline.{stage}", *overrides],
+        [sys.executable, *arguments],
         cwd=checkout,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
 
@@ -55,15 +60,7 @@ def run_stages(stages: list[str], *overrides: str, checkout: Path) -> None:
         "stages = [import_module(f'pipeline.{name}') for name in sys.argv[1].split(',')]\n"
         "for stage in stages: stage.run(configuration(sys.argv[2:]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, ",".join(stages), *overrides],
-        cwd=checkout,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    done = python("-c", script, ",".join(stages), *overrides, checkout=checkout)
     assert done.returncode == 0, done.stderr
 
 
