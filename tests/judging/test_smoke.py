@@ -197,7 +197,8 @@ def test_speech_of_real_weights_must_be_understood(bundle):
     found = understood(bundle, audio.load(HEARD, RATE))
     assert "more amiable woman" in found["transcript"]
     assert found["word_error"] <= 0.1
-    with pytest.raises(GateError, match=r"'Had he married .*', heard as '.*': word_error is .*, bound: at most 0\.5"):
+    said = r"""'Had he married .*', heard as ['"].*['"]: word_error is .*, bound: at most 0\.5"""
+    with pytest.raises(GateError, match=said):
         understood(bundle, NOISE)
     assert understood(bundle, NOISE, "smoke.bounds.correctness.word_error=99")["word_error"] > 0.5
 
