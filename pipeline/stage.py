@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -321,13 +322,23 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     context = multiprocessing.get_context("forkserver")
     # A child imports what its parent's main module does: torch alone takes two seconds. Here it is done once for all.
     context.set_forkserver_preload([name for name in sys.modules if name.startswith("pipeline.")])
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             raise PipelineError(
                 f"{function.__module__}.{function.__name__} was killed; is there enough free memory?"
             ) from None
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has gone, even if that was killed; it would keep gigabytes and a core."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:

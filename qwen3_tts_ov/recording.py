@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import AudioError
+from .errors import AudioError, boundary, first_line
 
 # A path (of a file or a pipe) or a data URL; a file object or its bytes; or samples with their rate in Hz:
 # `[samples]` or `[samples, channels]`, float in [-1, 1] or integer PCM.
@@ -201,22 +201,22 @@ def _data_url(url: str) -> bytes:
 
 
 def _decode(file: Path | bytes, name: str) -> tuple[NDArray[np.float32], int]:
-    """float32 [samples, channels] and the rate, by libsndfile, or by FFmpeg where that cannot."""
+    """float32 [samples, channels] and the rate, by libsndfile, or by FFmpeg what that cannot read."""
     import soundfile
 
-    try:
+    with boundary(AudioError, f"{name}: cannot read it as audio", _reason, "use WAV, FLAC, MP3 or OGG"):
+        head = file[:16] if isinstance(file, bytes) else file.open("rb").read(16)
+        if any(head[at:].startswith(mark) for mark, at in _MEDIA.items()):
+            return _decode_media(file, name)
         with soundfile.SoundFile(file if isinstance(file, Path) else io.BytesIO(file)) as sound:
             _check_length(name, sound.frames / sound.samplerate)
             return sound.read(dtype="float32", always_2d=True), sound.samplerate
-    except (OSError, RuntimeError) as error:  # libsndfile's error is a RuntimeError, while opening or while reading
-        detail = str(error).rpartition(": ")[2].rstrip(".") if isinstance(error, RuntimeError) else error.strerror
-    try:
-        data = file if isinstance(file, bytes) else file.open("rb").read(16)
-    except OSError:
-        data = b""
-    if any(data[at:].startswith(mark) for mark, at in _MEDIA.items()):
-        return _decode_media(file, name)
-    raise AudioError(f"{name}: cannot read it as audio ({detail}); use WAV, FLAC, MP3 or OGG")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without the name that is in the message already."""
+    system = error.strerror if isinstance(error, OSError) else None
+    return system or first_line(error).rpartition(": ")[2].rstrip(".")
 
 
 def _decode_media(file: Path | bytes, name: str) -> tuple[NDArray[np.float32], int]:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.stage import (
@@ -23,6 +24,7 @@ from pipeline.stage import (
     write_json,
 )
 from qwen3_tts_ov import AudioError
+from tests.conftest import until
 
 # A stage that reports its progress and waits there to be killed. `pause` is called at every step of the real code.
 STAGE = """
@@ -300,6 +302,18 @@ def test_metrics_of_a_different_run_are_refused(tmp_path):
     metrics_of(tmp_path / "ir").unlink()
     with pytest.raises(PipelineError, match=r"metrics/ir.json is missing; run the stage that makes it"):
         read_metrics(tmp_path / "ir")
+
+
+def test_a_killed_stage_takes_its_processes_with_it():
+    """They would keep the memory of a model that nobody waits for."""
+    script = "import time; from pipeline.stage import alone; alone(time.sleep, 600)"
+    stage = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    own = psutil.Process(stage.pid)
+    until(lambda: len(own.children(recursive=True)) == 3)  # forkserver, resource tracker, worker
+    children = own.children(recursive=True)
+    stage.kill()
+    stage.wait()
+    until(lambda: not any(child.is_running() for child in children))
 
 
 def test_json_with_nan_is_refused(tmp_path):

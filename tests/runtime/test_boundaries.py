@@ -36,12 +36,15 @@ FAULTS = {
     "openvino": exceptions_of(ov._pyopenvino),
     "tokenizers": [],  # a bare Exception
     "safetensors": [safetensors.SafetensorError],
+    "soundfile": exceptions_of(soundfile),
     "soxr": [],  # RuntimeError, ValueError and TypeError
 }
 
 
 def raised(kind: type[Exception]) -> Exception:
     """An exception with a message of two lines, of a class whose constructor may want more than that."""
+    if kind is soundfile.LibsndfileError:  # its text comes from libsndfile
+        return kind(1, "a fault\nin two lines: ")
     error = kind.__new__(kind)
     error.args = ("a fault\nin two lines",)
     return error
@@ -96,6 +99,7 @@ def entries(
     """The public entry points, by name, ready to be called."""
     folder = tmp_path_factory.mktemp("entries")
     nobody.save(folder / "nobody.safetensors")
+    spoken = loaded.speak("Hi.", nobody, max_frames=2)
     soundfile.write(folder / "me.wav", SAMPLES, 24_000)
     return {
         "pull": lambda: Bundle.load("acme/voice"),
@@ -106,6 +110,7 @@ def entries(
         "stream": lambda: list(loaded.stream("Hi.", nobody, max_frames=2)),
         "clone": lambda: loaded.voice_prompt((SAMPLES, 16_000)),
         "clone a file": lambda: loaded.voice_prompt(folder / "me.wav"),
+        "save speech": lambda: spoken.save(folder / "speech.wav"),
         "save a voice": lambda: nobody.save(folder / "again.safetensors"),
         "load a voice": lambda: VoicePrompt.load(folder / "nobody.safetensors"),
         "speak in a saved voice": lambda: loaded.speak("Hi.", folder / "nobody.safetensors", max_frames=2),
@@ -125,6 +130,7 @@ PLACES: list[tuple[str, Any, str, list[str]]] = [
     ("openvino", ov.CompiledModel, "create_infer_request", ["clone"]),
     ("tokenizers", tokenizers, "Tokenizer", ["model"]),
     ("safetensors", safetensors.numpy, "save", ["save a voice"]),
+    ("soundfile", soundfile, "SoundFile", ["clone a file", "save speech"]),
     ("soxr", soxr, "resample", ["clone"]),
     ("safetensors", safetensors, "safe_open", ["load a voice", "speak in a saved voice"]),
 ]
