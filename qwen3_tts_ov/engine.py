@@ -161,8 +161,17 @@ class Engine:
             chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
             xml = self.model.graphs[name]
             graph = self._for_one(xml) if name == "code_predictor" else xml
-            self._compiled[name] = self._core.compile_model(graph, device, chosen)
+            self._compiled[name] = self._compile_model(graph, device, chosen)
         self.compile_seconds[name] = time.perf_counter() - start
+
+    def _compile_model(self, graph: Path | ov.Model, device: str, properties: dict[str, Any]) -> ov.CompiledModel:
+        try:
+            return self._core.compile_model(graph, device, properties)
+        except RuntimeError as error:
+            if not self._cache or self._cache["CACHE_DIR"] not in str(error):
+                raise
+            # Two processes that write one file of the cache can remove it under each other.
+            return self._core.compile_model(graph, device, properties | {"CACHE_DIR": ""})
 
     def _gains_by_cache(self, name: str) -> bool:
         """Whether OpenVINO's cache, which holds a copy of the weights, makes the next start of a component faster.

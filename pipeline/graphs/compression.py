@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nncf
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
@@ -39,8 +40,6 @@ def compress(source: Path, target: Path, policy: dict[str, Any], spoken: Path) -
 
 def compress_by_nncf(model: ov.Model, name: str, policy: dict[str, Any], spoken: Path) -> ov.Model:
     """The component `name` with its weights in NNCF's form. Raises PipelineError for a policy that NNCF refuses."""
-    import nncf  # takes seconds to import, and most components stay in f16
-
     nncf.set_log_level(logging.WARNING)
     kinds = {
         "mode": nncf.CompressWeightsMode,

@@ -412,6 +412,16 @@ def test_the_same_bundle_again_changes_nothing(released, capsys):
     assert target(released).stat().st_ino == before
 
 
+def test_a_folder_with_foreign_files_is_left_as_it_is(released):
+    notes = target(released, "nightly") / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(PipelineError, match=r"holds files that are no bundle; move them away, or set publish\.path"):
+        run(released, "publish.tag=null", "publish.branch=nightly")
+    assert list_files(notes.parent) == ["notes.txt"]
+    assert notes.read_text() == "mine"
+
+
 def test_a_tag_never_moves_to_another_bundle_and_a_branch_does(released):
     run(released)
     run(released, "publish.tag=null", "publish.branch=nightly")

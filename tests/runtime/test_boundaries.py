@@ -156,3 +156,16 @@ def test_an_exception_of_a_library_becomes_one_of_this_package_in_one_line(
         assert "\n" not in str(told.value), kind
         assert told.value.__context__ is error
     entries["speak"]()  # nothing is left broken
+
+
+def test_a_file_that_vanishes_from_the_cache_while_it_is_written_stops_nothing(base, tmp_path, monkeypatch):
+    """As happens, rarely, when another process compiles the same graph into the same cache."""
+    compile_model = ov.Core.compile_model
+
+    def vanishing(core: ov.Core, graph: Any, device: str, properties: dict[str, Any]) -> ov.CompiledModel:
+        if folder := properties.get("CACHE_DIR"):
+            raise RuntimeError(f"filesystem error: cannot set permissions: No such file or directory [{folder}/1.blob]")
+        return compile_model(core, graph, device, properties)
+
+    monkeypatch.setattr(ov.Core, "compile_model", vanishing)
+    assert Synthesizer(base, cache_dir=tmp_path).engine.compile_seconds.keys() >= {"talker", "code_predictor"}
