@@ -85,7 +85,8 @@ class Engine:
         self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
-        self._session: MakeSession = Session
+        self.session_class = _session_class(model)
+        self._session: MakeSession = self.session_class
         self._free: list[Session] = []
         # The largest first: a graph is in memory twice while it is compiled.
         with boundary(DeviceError, f"{model.name}: a graph is missing"):
@@ -148,21 +149,39 @@ class Engine:
     def _compile(self, name: str) -> None:
         if name in self._compiled:
             return
-        device = str(self._devices.get(name, self._devices[DEFAULT]))
-        base = device.partition(":")[0].partition(".")[0]
+        device, recommended, default = self._place(name)
         start = time.perf_counter()
         with boundary(DeviceError, f"{name}: cannot be compiled for {device}", _reason), memory.mapping_lock:
-            present = self._core.available_devices
-            if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in present):
-                known = ", ".join(present)
-                raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
-            recommended = self.model.placement.get(base, {}).get(name, {})
             chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
-            chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
+            chosen |= {**default, **self._properties.get(name, {})}
+            # With NPUW_DEVICES, OpenVINO's NPU plugin runs a graph on other devices: there need not be an NPU.
+            self._require(name, str(chosen.get("NPUW_DEVICES", device)))
             xml = self.model.graphs[name]
             graph = self._for_one(xml) if name == "code_predictor" else xml
             self._compiled[name] = self._core.compile_model(graph, device, chosen)
         self.compile_seconds[name] = time.perf_counter() - start
+
+    def _place(self, name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+        """A component's device, and the properties for it: recommended, and given for all components.
+
+        A model may recommend another device for a component than the one that is asked for; properties that are given
+        for all components are meant for the latter.
+        """
+        device = str(self._devices.get(name, self._devices[DEFAULT]))
+        recommended = self.model.placement.get(_base(device), {}).get(name, {})
+        if not isinstance(recommended, str):
+            return device, recommended, self._properties.get(DEFAULT, {})
+        if name in self._devices:
+            return device, {}, self._properties.get(DEFAULT, {})
+        return recommended, self.model.placement.get(recommended, {}).get(name, {}), {}
+
+    def _require(self, name: str, devices: str) -> None:
+        """Raises DeviceError unless this machine has the devices, joined by commas, that a component is to run on."""
+        present = self._core.available_devices
+        for device in devices.split(","):
+            if _base(device) not in _VIRTUAL and not any(_base(found) == _base(device) for found in present):
+                known = ", ".join(present)
+                raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
 
     def _gains_by_cache(self, name: str) -> bool:
         """Whether OpenVINO's cache, which holds a copy of the weights, makes the next start of a component faster.
@@ -287,6 +306,17 @@ class Session:
                 f"{name} returned values that are not finite; compile it with INFERENCE_PRECISION_HINT f32"
             )
         return values
+
+
+def _session_class(model: Model) -> type[Session]:
+    from .fixed_session import FixedSession
+
+    return Session if model.sizes is None else FixedSession
+
+
+def _base(device: str) -> str:
+    """A device's kind: `GPU` for `GPU.0`, `HETERO` for `HETERO:GPU,CPU`."""
+    return device.partition(":")[0].partition(".")[0]
 
 
 def _core() -> ov.Core:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.stage import PipelineError
 
-NATIVE = "native"
+NATIVE, NPU = "native", "npu"
+SPOKEN = (NATIVE, NPU)  # the layouts that the runtime of this project reads
 # The compile properties that OpenVINO also reads from a graph where a program gives none.
 CARRIED = ("KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
@@ -28,7 +29,7 @@ class Graph:
 
     `policy` is the component whose entries in conf apply to it, `weights` how they are stored, `source` its compressed
     graph (.xml), `file` its path in the bundle without an ending; `ports` maps the component's names of ports to those
-    of the layout where they differ.
+    of the layout where they differ; `sizes` are those of a graph of fixed shapes.
     """
 
     component: str
@@ -37,6 +38,7 @@ class Graph:
     source: Path
     file: str
     ports: dict[str, str]
+    sizes: dict[str, int]
 
 
 def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> list[Graph]:
@@ -51,8 +53,10 @@ def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> lis
     found = []
     for name in filter(made.__contains__, listed):
         folder, entry = made[name]
-        file, ports = listed[name]["file"], listed[name].get("ports", {})
-        found.append(Graph(name, entry["policy"], entry["weights"], folder / f"{name}.xml", file, ports))
+        place, policy = listed[name], entry["policy"]
+        component = policy if layout.name in SPOKEN else name  # the runtime knows each by what it stands for
+        source, ports, sizes = folder / f"{name}.xml", place.get("ports", {}), place.get("sizes", {})
+        found.append(Graph(component, policy, entry["weights"], source, place["file"], ports, sizes))
     return found
 
 
