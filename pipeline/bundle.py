@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> None:
         manifest = describe(cfg, held, read_report(where.checkpoint), [*reports.values()], bundle)
         write_papers(bundle, manifest)
         if cfg.layout.name in SPOKEN:
-            Bundle.load(bundle).model  # as a user's runtime would
+            Bundle.load(bundle)  # as a user's runtime would
     print(f"{where.bundle}: {len(manifest['components'])} components, id {manifest['bundle_id'][:12]}")
 
 

@@ -325,14 +325,21 @@ def _check_spoken(manifest: dict[str, Any]) -> None:
         for part in ("xml", "bin"):
             if entry.get(part) not in manifest["files"]:
                 raise BundleError(f"component {name}: its {part} {entry.get(part)!r} is not among the files")
+    if manifest["layout"] == NPU:
+        _sizes(manifest["components"])
     for name in CONFIGURATION:
         if name not in manifest["files"]:
             raise BundleError(f"{name} is not among the files")
 
 
 def _sizes(parts: Mapping[str, Mapping[str, Any]]) -> Sizes:
-    """What the graphs of the npu layout were built for, from their entries in the manifest."""
-    return Sizes(**{name: int(size) for part in parts.values() for name, size in part.get("sizes", {}).items()})
+    """What the graphs of the npu layout were built for, from their entries in the manifest. Raises BundleError."""
+    found = {name: size for part in parts.values() for name, size in part.get("sizes", {}).items()}
+    if set(found) != set(Sizes.__annotations__) or not all(
+        isinstance(size, int) and size > 0 for size in found.values()
+    ):
+        raise BundleError(f"the components of the npu layout need the sizes {', '.join(Sizes.__annotations__)}")
+    return Sizes(**found)
 
 
 def _fetch(repo: str, revision: str | None) -> Path:

@@ -164,16 +164,21 @@ class Engine:
     def _place(self, name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
         """A component's device, and the properties for it: recommended, and given for all components.
 
-        A model may recommend another device for a component than the one that is asked for; properties that are given
-        for all components are meant for the latter.
+        Where the model recommends another device for a component than is asked for all, the component is compiled for
+        that one, and the properties given for all components do not concern it.
         """
-        device = str(self._devices.get(name, self._devices[DEFAULT]))
+        device, default = str(self._devices.get(name, self._devices[DEFAULT])), self._properties.get(DEFAULT, {})
         recommended = self.model.placement.get(_base(device), {}).get(name, {})
-        if not isinstance(recommended, str):
-            return device, recommended, self._properties.get(DEFAULT, {})
-        if name in self._devices:
-            return device, {}, self._properties.get(DEFAULT, {})
-        return recommended, self.model.placement.get(recommended, {}).get(name, {}), {}
+        if isinstance(recommended, str):
+            if name in self._devices:
+                return device, {}, default
+            device, default = recommended, {}
+            recommended = self.model.placement.get(_base(device), {}).get(name, {})
+        if _base(device) == "NPU" and self.model.sizes is None:
+            raise DeviceError(
+                f"{name}: an NPU takes fixed shapes, and a native bundle has none; load one of layout npu"
+            )
+        return device, recommended, default
 
     def _require(self, name: str, devices: str) -> None:
         """Raises DeviceError unless this machine has the devices, joined by commas, that a component is to run on."""

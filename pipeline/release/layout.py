@@ -63,7 +63,7 @@ def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> lis
 def place(graph: Graph, layout: str, bundle: Path, recommended: Mapping[str, Any]) -> None:
     """Puts a graph into a bundle under the layout's names.
 
-    The native runtime takes the `recommended` compile properties from the manifest; for other programs, the graph
+    This project's runtime takes the `recommended` compile properties from the manifest; for other programs, the graph
     carries those that it can. Stages replace files and never write into them, so unchanged files are linked. Raises
     PipelineError where OpenVINO cannot read the graph, or where it lacks a port that the layout renames.
     """
@@ -71,7 +71,7 @@ def place(graph: Graph, layout: str, bundle: Path, recommended: Mapping[str, Any
     target.parent.mkdir(exist_ok=True)
     source_weights, target_weights = graph.source.with_suffix(".bin"), target.with_suffix(".bin")
     model = read(graph.source)  # in every layout: a graph without its weights is named before anything is linked
-    if layout == NATIVE:
+    if layout in SPOKEN:
         link(graph.source, target)
         link(source_weights, target_weights)
         return
