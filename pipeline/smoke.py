@@ -66,7 +66,7 @@ def candidates(cfg: DictConfig, present: dict[str, str]) -> list[str]:
 
 
 def try_device(
-    device: str, present: dict[str, str], cfg: DictConfig, bundle: Bundle, reference: Record, smoke: Path
+    device: str, present: dict[str, str], cfg: DictConfig, bundle: Bundle, reference: Record | None, smoke: Path
 ) -> dict[str, Any]:
     """The result of one device. Raises PipelineError or DeviceError where a required one is missing or fails."""
     stands_in = device in cfg.device.stand_ins

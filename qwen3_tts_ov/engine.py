@@ -55,6 +55,24 @@ def devices() -> dict[str, str]:
         return {name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices}
 
 
+def describe(device: str) -> dict[str, str | None]:
+    """Full name and driver of a device and the build of its plugin; None for what it has not. Raises DeviceError."""
+    core = _core()
+    with boundary(DeviceError, f"{device}: OpenVINO cannot describe it", _reason):
+        plugin = next(iter(core.get_versions(device).values())).build_number
+        names = [name for name in core.available_devices if device in (name, _base(name))]
+        if not names:  # one that is reached through another, as an NPU's plugin can be tried on the CPU
+            return {"full_name": None, "driver": None, "plugin": plugin}
+        keys = [key for key in core.get_property(names[0], "SUPPORTED_PROPERTIES") if key.endswith("DRIVER_VERSION")]
+        return {
+            "full_name": core.get_property(
+                names[0], "FULL_DEVICE_NAME"
+            ),  # of several of a kind, OpenVINO takes the first
+            "driver": str(core.get_property(names[0], keys[0])) if keys else None,
+            "plugin": plugin,
+        }
+
+
 class Engine:
     """Compiles each graph for its device and hands out sessions. Safe to share between threads.
 
@@ -74,6 +92,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.compile_seconds: dict[str, float] = {}
+        self.compiled_for: dict[str, str] = {}  # the device of each component
         self._devices = {DEFAULT: device} if isinstance(device, str) else {DEFAULT: "CPU", **device}
         self._properties = properties or {}
         for name in (*self._devices, *self._properties):
@@ -152,14 +171,15 @@ class Engine:
         device, recommended, default = self._place(name)
         start = time.perf_counter()
         with boundary(DeviceError, f"{name}: cannot be compiled for {device}", _reason), memory.mapping_lock:
-            chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
+            chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+            chosen |= {**(self._cache if self._gains_by_cache(name) else {}), **recommended}
             chosen |= {**default, **self._properties.get(name, {})}
             # With NPUW_DEVICES, OpenVINO's NPU plugin runs a graph on other devices: there need not be an NPU.
             self._require(name, str(chosen.get("NPUW_DEVICES", device)))
             xml = self.model.graphs[name]
             graph = self._for_one(xml) if name == "code_predictor" else xml
             self._compiled[name] = self._core.compile_model(graph, device, chosen)
-        self.compile_seconds[name] = time.perf_counter() - start
+        self.compile_seconds[name], self.compiled_for[name] = time.perf_counter() - start, device
 
     def _place(self, name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
         """A component's device, and the properties for it: recommended, and given for all components.

@@ -32,6 +32,7 @@ class FixedSession(Session):
             self._caches: dict[str, Floats] = _tensors(talker, "past_key_values")
             self._codes: Codes = decoder.get_tensor("codes").data
             self._history = list(_tensors(decoder, "past"))
+        self._waiting: Codes
         for cache in self._caches.values():
             cache[:] = 0  # a slot that the mask hides still takes part in products, where NaN would spread
         self._forget()
@@ -55,7 +56,8 @@ class FixedSession(Session):
         """As Session. Frames that do not fill a call are decoded padded, and again when the frames after them fill it:
         padding must not become history."""
         frames, heard = self._codes.shape[2], len(self._waiting)
-        codes, waveform = np.concatenate([self._waiting, codes]), []
+        codes = np.concatenate([self._waiting, codes])
+        waveform: list[Floats] = []
         for start in range(0, len(codes), frames):
             call = codes[start : start + frames]
             self._codes[0, :, : len(call)] = call.T
@@ -88,7 +90,7 @@ class FixedSession(Session):
     def _forget(self) -> None:
         """The decoder's history before an utterance: silence."""
         self._seen = 0
-        self._waiting: Codes = np.empty((0, self._codes.shape[1]), np.int64)
+        self._waiting = np.empty((0, self._codes.shape[1]), np.int64)
         for name in self._history:
             self._requests["speech_decoder"].get_tensor(name).data[:] = 0
 

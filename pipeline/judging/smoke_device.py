@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openvino as ov
 import soundfile
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -16,7 +15,7 @@ from omegaconf import DictConfig
 from pipeline.judging.gates import GateError, Miss, missed, require
 from pipeline.judging.runtime_agreement import Record, agreement, record
 from pipeline.stage import ROOT
-from qwen3_tts_ov import Bundle, Model, Outcome, Speech, SpeechStream, Synthesizer, memory
+from qwen3_tts_ov import Bundle, Model, Outcome, Speech, SpeechStream, Synthesizer, engine, memory
 from qwen3_tts_ov.text import seconds as slow_reading
 
 
@@ -89,18 +88,9 @@ def reference_record(bundle: Bundle, ir: Path, cfg: DictConfig) -> Record:
 
 def describe(device: str, cfg: DictConfig) -> dict[str, str | None]:
     """Full name, driver and plugin of a device; the CPU has no driver, and a stand-in only a plugin."""
-    core = ov.Core()
     if device in cfg.device.stand_ins:
-        build = core.get_versions(cfg.device.stand_ins[device].device)
-        return {"full_name": device, "driver": None, "plugin": next(iter(build.values())).build_number}
-    present = [name for name in core.available_devices if device in (name, name.partition(".")[0])]
-    name = present[0] if present else device  # of several of a kind, OpenVINO takes the first
-    keys = [key for key in core.get_property(name, "SUPPORTED_PROPERTIES") if key.endswith("DRIVER_VERSION")]
-    return {
-        "full_name": core.get_property(name, "FULL_DEVICE_NAME"),
-        "driver": str(core.get_property(name, keys[0])) if keys else None,
-        "plugin": next(iter(core.get_versions(name).values())).build_number,
-    }
+        return engine.describe(cfg.device.stand_ins[device].device) | {"full_name": device, "driver": None}
+    return engine.describe(device)
 
 
 def listen(stream: SpeechStream) -> tuple[NDArray[np.float32], Outcome, list[dict[str, float]]]:
