@@ -36,7 +36,7 @@ STANDS_FOR = {
     r"\bBASE\b": "{base}",
     r"\bDESIGN\b": "{design}",
     # Of the npu layout one of the base kind is built, which needs a voice; and there is no NPU, but its plugin.
-    r'(say) NPU_BUNDLE': r"\1 NPU_BUNDLE --voice me.wav --max-frames 8",
+    r"(say) NPU_BUNDLE": r"\1 NPU_BUNDLE --voice me.wav --max-frames 8",
     r"\bNPU_BUNDLE\b": "{npu}",
     r"--device NPU\b": "--device NPU --property NPU_USE_NPUW=YES --property NPUW_DEVICES=CPU "
     "--property NPUW_ONLINE_PIPELINE=NONE",

@@ -9,8 +9,11 @@ import pytest
 
 from pipeline.graphs.teacher_forcing import EXACT
 from qwen3_tts_ov import Bundle, DeviceError, RequestError, Synthesizer, VoicePrompt
+from qwen3_tts_ov.app.server import application
+from qwen3_tts_ov.audio import pcm16
 from tests.conftest import configured
 from tests.readers.native import GERMAN, RECORDING, SAID, TEXT
+from tests.serving import SPEECH, served
 
 NPUW = dict(configured().device.stand_ins["NPUW on CPU"].properties)
 DEVICES: dict[str, tuple[str, dict[str, Any]]] = {"CPU": ("CPU", EXACT), "NPUW on CPU": ("NPU", {**NPUW, **EXACT})}
@@ -80,6 +83,15 @@ def test_tables_and_encoders_run_on_the_cpu_where_an_npu_is_asked_for(fixed):
     loaded.encode(RECORDING)
     on_npu = {name for name in loaded.model.graphs if loaded.property(name, "EXECUTION_DEVICES") != ["CPU"]}
     assert on_npu == {"talker", "code_predictor", "speech_decoder"}
+
+
+def test_the_server_speaks_from_it_as_from_a_native_bundle(fixed):
+    loaded = fixed("tiny-base", "NPUW on CPU")
+    voice = VoicePrompt(loaded.engine.x_vector(RECORDING))
+    expected = loaded.speak("Hello.", voice, seed=1, max_frames=6)
+    with served(application(loaded, voices={"me": voice})) as client:
+        asked = {"input": "Hello.", "voice": "me", "seed": 1, "max_frames": 6, "response_format": "pcm"}
+        assert client.post(SPEECH, json=asked).content == pcm16(expected.waveform)
 
 
 def test_without_an_npu_it_says_what_there_is(bundle_of, model_cache):
