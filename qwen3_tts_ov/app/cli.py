@@ -177,9 +177,13 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
         return
     source = manifest["source"]
     size = sum(entry["size"] for entry in manifest["files"].values())
+    fixed = (part.get("sizes", {}) for part in manifest["components"].values())
     rows = {
         "bundle": manifest["bundle_id"],
         "variant": f"{manifest['variant']} ({manifest['kind']}), {manifest['precision']}",
+        "layout": ", ".join(
+            [manifest["layout"], *(f"{name} {most}" for sizes in fixed for name, most in sizes.items())]
+        ),
         "source": f"{source.get('repo')} at {source.get('revision')}",
         "size": f"{size / 1e6:.1f} MB",
         "needs": f"OpenVINO {manifest['minimum_openvino']} or later",

@@ -111,7 +111,7 @@ def test_the_npu_layout_is_heard_through_the_plugin_and_never_recorded_as_an_npu
     through = found["NPUW on CPU"]
     assert (through["full_name"], through["driver"], through["wav"]) == ("NPUW on CPU", None, "npuw-on-cpu.wav")
     assert through["plugin"].startswith("2")
-    assert through["code_agreement"] > 0.8
+    assert through["talker_agreement"] > 0.9
 
 
 def test_a_required_device_that_is_missing_fails_the_stage(artifact):
