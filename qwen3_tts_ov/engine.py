@@ -63,14 +63,10 @@ def describe(device: str) -> dict[str, str | None]:
         names = [name for name in core.available_devices if device in (name, _base(name))]
         if not names:  # one that is reached through another, as an NPU's plugin can be tried on the CPU
             return {"full_name": None, "driver": None, "plugin": plugin}
-        keys = [key for key in core.get_property(names[0], "SUPPORTED_PROPERTIES") if key.endswith("DRIVER_VERSION")]
-        return {
-            "full_name": core.get_property(
-                names[0], "FULL_DEVICE_NAME"
-            ),  # of several of a kind, OpenVINO takes the first
-            "driver": str(core.get_property(names[0], keys[0])) if keys else None,
-            "plugin": plugin,
-        }
+        name = names[0]  # of several of a kind, OpenVINO takes the first
+        keys = [key for key in core.get_property(name, "SUPPORTED_PROPERTIES") if key.endswith("DRIVER_VERSION")]
+        driver = str(core.get_property(name, keys[0])) if keys else None
+        return {"full_name": core.get_property(name, "FULL_DEVICE_NAME"), "driver": driver, "plugin": plugin}
 
 
 class Engine:
@@ -176,6 +172,8 @@ class Engine:
             chosen |= {**default, **self._properties.get(name, {})}
             # With NPUW_DEVICES, OpenVINO's NPU plugin runs a graph on other devices: there need not be an NPU.
             self._require(name, str(chosen.get("NPUW_DEVICES", device)))
+            if _base(device) == "NPU" and self.model.sizes is None:
+                raise DeviceError(f"{name}: an NPU takes no graph of a native bundle; load one of the npu layout")
             xml = self.model.graphs[name]
             graph = self._for_one(xml) if name == "code_predictor" else xml
             self._compiled[name] = self._core.compile_model(graph, device, chosen)
@@ -194,10 +192,6 @@ class Engine:
                 return device, {}, default
             device, default = recommended, {}
             recommended = self.model.placement.get(_base(device), {}).get(name, {})
-        if _base(device) == "NPU" and self.model.sizes is None:
-            raise DeviceError(
-                f"{name}: an NPU takes fixed shapes, and a native bundle has none; load one of layout npu"
-            )
         return device, recommended, default
 
     def _require(self, name: str, devices: str) -> None:

@@ -100,9 +100,7 @@ def test_without_an_npu_it_says_what_there_is(bundle_of, model_cache):
 
 
 def test_a_native_bundle_on_an_npu_is_refused_with_advice(artifact, model_cache):
-    with pytest.raises(
-        DeviceError, match=r"an NPU takes fixed shapes, and a native bundle has none; load one of layout npu"
-    ):
+    with pytest.raises(DeviceError, match=r"an NPU takes no graph of a native bundle; load one of the npu layout"):
         Synthesizer(Bundle.load(artifact("bundle", "tiny-base")), "NPU", {"default": NPUW}, model_cache)
 
 
