@@ -184,7 +184,8 @@ def test_every_command_of_a_model_card_works(desk, record_property):
     desk.run(Example(release, 0))
     folder = desk.folder / CELL / "release"
     shown = examples(folder / "README.md")
-    others = r"openarc .*|hf .*|.*(openarc_tts|optimum\.intel|openvino_genai).*"  # programs that are not installed here
+    # Programs that are not installed here, and a device and its layout.
+    others = r"openarc .*|hf .*|.*(openarc_tts|optimum\.intel|openvino_genai|-npu-ov).*"
     here = [one for one in shown if not re.fullmatch(others, one.text, re.DOTALL)]
     assert len(here) >= 4
     for example in here:
