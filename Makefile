@@ -87,7 +87,7 @@ view: setup remote
 cell: view
 	$(if $(REMOTE),cd $(VIEW) && $(CURDIR)/$(BIN)/python -m pipeline.fleet.build_group \
 	  'cells=$(call list,$(CELL) $(LAYOUTS:%=%-$(CELL)))',\
-	  $(BIN)/dvc --cd $(VIEW) repro smoke@$(CELL) $(LAYOUTS:%=layout_bundle@%-$(CELL)))
+	  $(BIN)/dvc --cd $(VIEW) repro smoke@$(CELL) $(LAYOUTS:%=layout_smoke@%-$(CELL)))
 
 remote: setup
 	$(if $(REMOTE),@$(BIN)/dvc remote add --quiet --local --force --default shared $(REMOTE))

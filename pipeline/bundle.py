@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
 from pipeline.release.attestations import write_papers
-from pipeline.release.layout import NATIVE, Graph, graphs, place, read
+from pipeline.release.layout import NATIVE, SPOKEN, Graph, graphs, place, read
 from pipeline.stage import (
     ROOT,
     Paths,
@@ -64,7 +64,7 @@ def run(cfg: DictConfig) -> None:
             place(graph, cfg.layout.name, bundle, on_cpu.get(graph.component, {}))
         manifest = describe(cfg, held, read_report(where.checkpoint), [*reports.values()], bundle)
         write_papers(bundle, manifest)
-        if cfg.layout.name == NATIVE:
+        if cfg.layout.name in SPOKEN:
             Bundle.load(bundle)  # as a user's runtime would
     print(f"{where.bundle}: {len(manifest['components'])} components, id {manifest['bundle_id'][:12]}")
 
@@ -189,6 +189,7 @@ def component(bundle: Path, graph: Graph) -> dict[str, Any]:
         "opsets": sorted({operation.get_type_info().version_id for operation in operations}),
         "compression": graph.weights,
         "precision": dict(weights),
+        **({"sizes": graph.sizes} if graph.sizes else {}),
     }
 
 
@@ -199,7 +200,10 @@ def form(shape: ov.PartialShape, dtype: ov.Type) -> dict[str, Any]:
 
 
 def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
-    """The recommended compile properties of every component on every device that conf/device knows."""
+    """The recommended compile properties of every component on every device that conf/device knows.
+
+    In place of properties, the name of another device: the component is better compiled for that one.
+    """
     devices: Any = OmegaConf.to_container(cfg.device.placement, resolve=True)
     return {
         device: {
@@ -212,13 +216,13 @@ def placement(cfg: DictConfig, held: list[Graph]) -> dict[str, dict[str, Any]]:
     }
 
 
-def within_groups(properties: dict[str, Any], weights: int | None) -> dict[str, Any]:
+def within_groups(properties: Any, weights: int | None) -> Any:
     """Compile properties whose groups of activations are no larger than `weights`, the groups that share a scale.
 
     With larger groups OpenVINO's CPU plugin does not quantise activations at all (0.6B code predictor in int4: 30.8 ms
     instead of 18.1).
     """
-    group = properties.get(QUANTISED_TOGETHER, 0)
+    group = 0 if isinstance(properties, str) else properties.get(QUANTISED_TOGETHER, 0)
     return properties | {QUANTISED_TOGETHER: weights} if weights and 0 < weights < group else properties
 
 

@@ -2,6 +2,8 @@
 
 Where the weights are real, a recogniser writes down what was said: speech that nobody understands is not correct.
 
+A bundle of the npu layout is also heard through what stands in for an NPU, and a native one not on an NPU at all.
+
 A required device that is missing or not correct fails the stage. An optional one is recorded: `passed`, `failed` or
 `not_run`, the last two with the reason. A missed bound on quality is printed and reported, and fails nothing.
 """
@@ -18,20 +20,23 @@ from pipeline.judging.runtime_agreement import Record
 from pipeline.judging.scorers import SCORERS, Floats, Material, Spoken, at_rate
 from pipeline.judging.smoke_device import describe, hear, reference_record
 from pipeline.judging.spectrogram import draw
+from pipeline.release.layout import NATIVE, NPU, SPOKEN
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
 from qwen3_tts_ov import Bundle, DeviceError
+from qwen3_tts_ov.bundle import verified
 from qwen3_tts_ov.engine import devices
 
 
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/smoke: WAV and spectrogram of each device that spoke, and the report."""
     where, start = paths(cfg), time.perf_counter()
-    bundle = Bundle.load(where.bundle)
+    bundle = verified(where.bundle)
     present = devices()
-    reference = alone(reference_record, bundle, where.ir, cfg)
+    spoken = candidates(cfg, present)
+    reference = alone(reference_record, bundle, paths(cfg, NATIVE).ir, cfg) if spoken else None
     with output(where.smoke) as smoke:
         results: dict[str, Any] = {}
-        for device in track(candidates(cfg, present), "smoke"):
+        for device in track(spoken, "smoke"):
             results[device] = try_device(device, present, cfg, bundle, reference, smoke)
             print(f"{device}: {summary(results[device])}")
             tell([Miss(**entry) for entry in results[device].get("missed", [])])
@@ -51,20 +56,27 @@ def run(cfg: DictConfig) -> None:
 
 
 def candidates(cfg: DictConfig, present: dict[str, str]) -> list[str]:
-    """Devices that conf/device names, then any others that OpenVINO lists."""
+    """Devices that conf/device names, then any others that OpenVINO lists; none for a layout of other programs."""
+    if cfg.layout.name not in SPOKEN:
+        return []
     named = [*cfg.device.required, *cfg.device.optional]
+    if cfg.layout.name == NPU:
+        named += cfg.device.stand_ins
     return named + [device for device in present if device.partition(".")[0] not in named]
 
 
 def try_device(
-    device: str, present: dict[str, str], cfg: DictConfig, bundle: Bundle, reference: Record, smoke: Path
+    device: str, present: dict[str, str], cfg: DictConfig, bundle: Bundle, reference: Record | None, smoke: Path
 ) -> dict[str, Any]:
     """The result of one device. Raises PipelineError or DeviceError where a required one is missing or fails."""
-    if not any(name.partition(".")[0] == device.partition(".")[0] for name in present):
+    stands_in = device in cfg.device.stand_ins
+    if not stands_in and not any(name.partition(".")[0] == device.partition(".")[0] for name in present):
         reason = f"OpenVINO lists no {device} on this machine, only {', '.join(sorted(present))}"
         if device in cfg.device.required:
             raise PipelineError(f"{device} is required by conf/device and missing: {reason}")
         return {"status": "not_run", "reason": reason}
+    if device.partition(".")[0] == "NPU" and cfg.layout.name == NATIVE and device not in cfg.device.required:
+        return {"status": "not_run", "reason": "an NPU takes the npu layout; name it in params.yaml"}
     try:
         # Alone, its peak memory is its own, and a driver that dies takes nothing else down.
         result = alone(hear, bundle, device, reference, cfg, smoke)
@@ -76,7 +88,7 @@ def try_device(
         if device in cfg.device.required:
             raise
         result = {"status": "failed", "reason": one_line(error)}
-    return result | describe(device)
+    return result | describe(device, cfg)
 
 
 def words(samples: Floats, rate: int, bundle: Bundle, cfg: DictConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BundleError, boundary, first_line
 from .home import some_home
-from .model import Model
+from .model import Model, Sizes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 FORMAT = 1
-LAYOUT = "native"
+NATIVE, NPU = "native", "npu"  # the layouts that this runtime speaks from
 CONFIGURATION = ("config.json", "generation_config.json", "tokenizer.json")
 
 _SPEAKING = ("text_embedding", "codec_embedding", "talker", "code_predictor", "speech_decoder")
@@ -170,6 +170,7 @@ class Bundle:
                 placement=self.manifest["placement"],
                 integer_weights=frozenset(name for name, part in parts.items() if _INTEGERS & part["precision"].keys()),
                 cache_key=self.manifest["bundle_id"],
+                sizes=_sizes(parts) if self.manifest["layout"] == NPU else None,
             )
 
     @property
@@ -236,7 +237,7 @@ class Bundle:
 
 
 def verified(folder: Path) -> Bundle:
-    """A bundle of any layout, every file checked; this runtime speaks only from the native one. Raises BundleError."""
+    """A bundle of any layout, every file checked, whether or not this runtime speaks from it. Raises BundleError."""
     bundle = Bundle(folder, read_manifest(folder, speaks=False))
     bundle.check()
     bundle.check_papers()
@@ -258,7 +259,7 @@ def read_manifest(folder: Path, speaks: bool = True) -> dict[str, Any]:
         with boundary(BundleError, "it is not a bundle's manifest"):
             _check_manifest(manifest)
             if speaks:
-                _check_native(manifest)
+                _check_spoken(manifest)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
     needed, present = manifest["minimum_openvino"], version("openvino")
@@ -312,10 +313,11 @@ def _check_manifest(manifest: Any) -> None:
         raise BundleError("bundle_id does not match the content; the manifest was edited")
 
 
-def _check_native(manifest: dict[str, Any]) -> None:
+def _check_spoken(manifest: dict[str, Any]) -> None:
     """Raises BundleError unless this runtime can speak from a bundle with this (checked) manifest."""
-    if manifest["layout"] != LAYOUT:
-        raise BundleError(f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {LAYOUT!r}")
+    if manifest["layout"] not in (NATIVE, NPU):
+        known = f"{NATIVE!r} and {NPU!r}"
+        raise BundleError(f"the layout is {manifest['layout']!r}, made for another runtime; this one reads {known}")
     for name in COMPONENTS[manifest["kind"]]:
         entry = manifest["components"].get(name)
         if not isinstance(entry, dict):
@@ -323,9 +325,21 @@ def _check_native(manifest: dict[str, Any]) -> None:
         for part in ("xml", "bin"):
             if entry.get(part) not in manifest["files"]:
                 raise BundleError(f"component {name}: its {part} {entry.get(part)!r} is not among the files")
+    if manifest["layout"] == NPU:
+        _sizes(manifest["components"])
     for name in CONFIGURATION:
         if name not in manifest["files"]:
             raise BundleError(f"{name} is not among the files")
+
+
+def _sizes(parts: Mapping[str, Mapping[str, Any]]) -> Sizes:
+    """What the graphs of the npu layout were built for, from their entries in the manifest. Raises BundleError."""
+    found = {name: size for part in parts.values() for name, size in part.get("sizes", {}).items()}
+    if set(found) != set(Sizes.__annotations__) or not all(
+        isinstance(size, int) and size > 0 for size in found.values()
+    ):
+        raise BundleError(f"the components of the npu layout need the sizes {', '.join(Sizes.__annotations__)}")
+    return Sizes(**found)
 
 
 def _fetch(repo: str, revision: str | None) -> Path:

@@ -55,6 +55,20 @@ def devices() -> dict[str, str]:
         return {name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices}
 
 
+def describe(device: str) -> dict[str, str | None]:
+    """Full name and driver of a device and the build of its plugin; None for what it has not. Raises DeviceError."""
+    core = _core()
+    with boundary(DeviceError, f"{device}: OpenVINO cannot describe it", _reason):
+        plugin = next(iter(core.get_versions(device).values())).build_number
+        names = [name for name in core.available_devices if device in (name, _base(name))]
+        if not names:  # one that is reached through another, as an NPU's plugin can be tried on the CPU
+            return {"full_name": None, "driver": None, "plugin": plugin}
+        name = names[0]  # of several of a kind, OpenVINO takes the first
+        keys = [key for key in core.get_property(name, "SUPPORTED_PROPERTIES") if key.endswith("DRIVER_VERSION")]
+        driver = str(core.get_property(name, keys[0])) if keys else None
+        return {"full_name": core.get_property(name, "FULL_DEVICE_NAME"), "driver": driver, "plugin": plugin}
+
+
 class Engine:
     """Compiles each graph for its device and hands out sessions. Safe to share between threads.
 
@@ -74,6 +88,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.compile_seconds: dict[str, float] = {}
+        self.compiled_for: dict[str, str] = {}  # the device of each component
         self._devices = {DEFAULT: device} if isinstance(device, str) else {DEFAULT: "CPU", **device}
         self._properties = properties or {}
         for name in (*self._devices, *self._properties):
@@ -85,7 +100,8 @@ class Engine:
         self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
-        self._session: MakeSession = Session
+        self.session_class = _session_class(model)
+        self._session: MakeSession = self.session_class
         self._free: list[Session] = []
         # The largest first: a graph is in memory twice while it is compiled.
         with boundary(DeviceError, f"{model.name}: a graph is missing"):
@@ -148,21 +164,43 @@ class Engine:
     def _compile(self, name: str) -> None:
         if name in self._compiled:
             return
-        device = str(self._devices.get(name, self._devices[DEFAULT]))
-        base = device.partition(":")[0].partition(".")[0]
+        device, recommended, default = self._place(name)
         start = time.perf_counter()
         with boundary(DeviceError, f"{name}: cannot be compiled for {device}", _reason), memory.mapping_lock:
-            present = self._core.available_devices
-            if base not in _VIRTUAL and not any(found.partition(".")[0] == base for found in present):
-                known = ", ".join(present)
-                raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
-            recommended = self.model.placement.get(base, {}).get(name, {})
-            chosen = {"PERFORMANCE_HINT": "LATENCY"} | (self._cache if self._gains_by_cache(name) else {}) | recommended
-            chosen |= {**self._properties.get(DEFAULT, {}), **self._properties.get(name, {})}
+            chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+            chosen |= {**(self._cache if self._gains_by_cache(name) else {}), **recommended}
+            chosen |= {**default, **self._properties.get(name, {})}
+            # With NPUW_DEVICES, OpenVINO's NPU plugin runs a graph on other devices: there need not be an NPU.
+            self._require(name, str(chosen.get("NPUW_DEVICES", device)))
+            if _base(device) == "NPU" and self.model.sizes is None:
+                raise DeviceError(f"{name}: an NPU takes no graph of a native bundle; load one of the npu layout")
             xml = self.model.graphs[name]
             graph = self._for_one(xml) if name == "code_predictor" else xml
             self._compiled[name] = self._compile_model(graph, device, chosen)
-        self.compile_seconds[name] = time.perf_counter() - start
+        self.compile_seconds[name], self.compiled_for[name] = time.perf_counter() - start, device
+
+    def _place(self, name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+        """A component's device, and the properties for it: recommended, and given for all components.
+
+        Where the model recommends another device for a component than is asked for all, the component is compiled for
+        that one, and the properties given for all components do not concern it.
+        """
+        device, default = str(self._devices.get(name, self._devices[DEFAULT])), self._properties.get(DEFAULT, {})
+        recommended = self.model.placement.get(_base(device), {}).get(name, {})
+        if isinstance(recommended, str):
+            if name in self._devices:
+                return device, {}, default
+            device, default = recommended, {}
+            recommended = self.model.placement.get(_base(device), {}).get(name, {})
+        return device, recommended, default
+
+    def _require(self, name: str, devices: str) -> None:
+        """Raises DeviceError unless this machine has the devices, joined by commas, that a component is to run on."""
+        present = self._core.available_devices
+        for device in devices.split(","):
+            if _base(device) not in _VIRTUAL and not any(_base(found) == _base(device) for found in present):
+                known = ", ".join(present)
+                raise DeviceError(f"{name}: there is no device {device} on this machine; it has: {known}")
 
     def _compile_model(self, graph: Path | ov.Model, device: str, properties: dict[str, Any]) -> ov.CompiledModel:
         try:
@@ -296,6 +334,17 @@ class Session:
                 f"{name} returned values that are not finite; compile it with INFERENCE_PRECISION_HINT f32"
             )
         return values
+
+
+def _session_class(model: Model) -> type[Session]:
+    from .fixed_session import FixedSession
+
+    return Session if model.sizes is None else FixedSession
+
+
+def _base(device: str) -> str:
+    """A device's kind: `GPU` for `GPU.0`, `HETERO` for `HETERO:GPU,CPU`."""
+    return device.partition(":")[0].partition(".")[0]
 
 
 def _core() -> ov.Core:

@@ -32,6 +32,7 @@ class Request:
     talker: Sampling
     code_predictor: Sampling
     max_frames: int | None  # for all pieces together
+    positions: int  # the most that a prompt and its speech may take
 
 
 def speak(engine: Engine, request: Request, sizes: Iterator[int]) -> Generator[Floats, None, Outcome]:
@@ -96,8 +97,8 @@ class _Pieces:
                 self._codes.append(frames)
                 last = chunk[-1]
                 yield chunk
-            if utterance.stop_reason == "max_frames":
-                self.stop_reason = "max_frames"
+            if self.stop_reason == "eos":
+                self.stop_reason = utterance.stop_reason
 
 
 class Utterance:
@@ -106,7 +107,8 @@ class Utterance:
     def __init__(
         self, session: Session, config: Mapping[str, Any], request: Request, prompt: Prompt, limit: int
     ) -> None:
-        self.stop_reason: StopReason = "max_frames"
+        full = len(prompt) + limit >= request.positions
+        self.stop_reason: StopReason = "cache_full" if full else "max_frames"
         self._session, self._prompt, self._voice, self._limit = session, prompt, request.voice, limit
         # Two streams of random numbers, so that neither depends on how many the other has drawn. Each piece restarts
         # them: a designed voice then varies less from piece to piece.

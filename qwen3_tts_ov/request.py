@@ -16,6 +16,7 @@ import numpy as np
 from . import names, prompt, recording, text
 from .errors import RequestError
 from .model import Model
+from .sampling import Sampling
 from .voice import ENDING, VoicePrompt
 
 # A speaker's name or, to clone: a recording from any source, a saved voice prompt's path, a VoicePrompt.
@@ -101,6 +102,15 @@ def check_options(options: Options) -> None:
         check_whole("seed", seed, 0, 2**63 - 1)
     if (max_frames := options.get("max_frames")) is not None:
         check_whole("max_frames", max_frames, 1, MOST_FRAMES)
+
+
+def check_candidates(model: Model, code_predictor: Sampling) -> None:
+    """Raises RequestError where codes are to be drawn from more candidates than the model's graph holds."""
+    most, top_k = model.sizes and model.sizes.candidates, code_predictor.top_k
+    if most and code_predictor.do_sample and not 0 < top_k <= most:
+        raise RequestError(
+            f"subtalker_top_k must be 1 to {most} with this bundle, the candidates of its graph; not {top_k}"
+        )
 
 
 def check_text(model: Model, value: str, name: str) -> None:

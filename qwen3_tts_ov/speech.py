@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import audio
 
-StopReason = Literal["eos", "max_frames"]
+StopReason = Literal["eos", "max_frames", "cache_full"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Outcome:
     """The facts about finished speech.
 
     A long text is spoken in pieces with pauses between; `codes` holds the frames of all pieces in order, and
-    `stop_reason` is `max_frames` if any piece reached its limit before its end token.
+    `stop_reason` is `eos` if each piece ended with its end token. Else it is that of the first that did not:
+    `max_frames` if it reached its limit, `cache_full` if the model had no position left for another frame.
     """
 
     codes: NDArray[np.int64]  # [frames, code groups]

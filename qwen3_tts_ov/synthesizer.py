@@ -6,7 +6,8 @@ import copy
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -25,6 +26,7 @@ from .speech import Speech, SpeechStream
 from .voice import VoicePrompt
 
 PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut into pieces at sentences
+SHORTEST_PIECE_SECONDS = 3.0  # to which they are cut where a model has few positions
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech
 FIRST_CHUNK, MOST_FIRST_CHUNK = 4, 128  # frames; the memory that decoding a chunk takes grows with it
 
@@ -146,17 +148,36 @@ class Synthesizer:
             talker, code_predictor = Sampling.talker(generation), Sampling.code_predictor(generation)
         except (ValueError, TypeError) as error:
             raise RequestError(str(error)) from None
+        request.check_candidates(model, code_predictor)
         seed, max_frames = options.get("seed"), options.get("max_frames")
         cloned = self._clone(voice, reference_text) if model.kind == "base" else None
         speaker = voice if isinstance(voice, str) else model.default_voice
         text_first = options.get("text_first", cloned is None)
-        cut, pieces = text.split(text.clean(spoken), PIECE_SECONDS), []
-        for part, pause in cut:
-            piece = part.strip() if len(cut) > 1 else part
-            planned = self._plan(piece, speaker, cloned, instruct, language, text_first)
-            pieces.append((planned, self._limit(piece, planned, max_frames), pause))
+        plan = partial(
+            self._plan, speaker=speaker, cloned=cloned, instruct=instruct, language=language, text_first=text_first
+        )
+        pieces = [
+            (planned, self._limit(piece, planned, max_frames), pause)
+            for piece, planned, pause in self._pieces(text.clean(spoken), plan)
+        ]
         seed = secrets.randbits(32) if seed is None else seed
-        return Request(pieces, cloned, seed, talker, code_predictor, max_frames)
+        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, model.positions)
+
+    def _pieces(self, spoken: str, plan: Callable[[str], Prompt]) -> list[tuple[str, Prompt, float]]:
+        """The pieces of a text with their prompts and the pauses after them.
+
+        They are as long as they may be, or as short as it takes for the model to have a position for every frame of a
+        slow reader.
+        """
+        rate, longest = self.model.sample_rate / self.model.samples_per_frame, PIECE_SECONDS
+        while True:
+            cut = text.split(spoken, longest)
+            pieces = [part.strip() if len(cut) > 1 else part for part, _ in cut]
+            planned = [(piece, plan(piece), pause) for piece, (_, pause) in zip(pieces, cut, strict=True)]
+            needed = max(len(prompt) + round(text.seconds(piece) * rate) for piece, prompt, _ in planned)
+            longest /= 2
+            if needed <= self.model.positions or longest < SHORTEST_PIECE_SECONDS:
+                return planned
 
     def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
         """The voice that a base model is to speak with."""
@@ -189,7 +210,7 @@ class Synthesizer:
         if max_frames is None:
             budget = text.frame_budget(piece, self.model.sample_rate / self.model.samples_per_frame)
             max_frames = min(budget, self.model.generation.get("max_new_tokens", budget))
-        positions = self.model.config["talker_config"]["max_position_embeddings"]
+        positions = self.model.positions
         room = positions - len(planned)
         if room < 1:
             raise RequestError(f"the prompt takes {len(planned)} positions and the model has {positions}; shorten it")

@@ -35,6 +35,11 @@ STANDS_FOR = {
     r"\bBUNDLE\b": f"{CELL}/bundle",
     r"\bBASE\b": "{base}",
     r"\bDESIGN\b": "{design}",
+    # Of the npu layout one of the base kind is built, which needs a voice; and there is no NPU, but its plugin.
+    r"(say) NPU_BUNDLE": r"\1 NPU_BUNDLE --voice me.wav --max-frames 8",
+    r"\bNPU_BUNDLE\b": "{npu}",
+    r"--device NPU\b": "--device NPU --property NPU_USE_NPUW=YES --property NPUW_DEVICES=CPU "
+    "--property NPUW_ONLINE_PIPELINE=NONE",
     # Where a server listens.
     r"127\.0\.0\.1:8000": "127.0.0.1:{port}",
     r"(qwen3-tts-ov serve [^;&|]*)": r"\1 --port {port}",
@@ -131,7 +136,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(built, artifact, user_cache, tmp_path, monkeypatch) -> Iterator[Desk]:
+def desk(built, artifact, bundle_of, user_cache, tmp_path, monkeypatch) -> Iterator[Desk]:
     bundles = {kind: artifact("bundle", f"tiny-{kind}") for kind in ("base", "voice-design")}
     folder = copied(built, tmp_path / "desk")
     (folder / "params.yaml").write_text("variants: [tiny-custom-voice]\nprecisions: [int8]\nlayouts: []\n")
@@ -156,6 +161,7 @@ def desk(built, artifact, user_cache, tmp_path, monkeypatch) -> Iterator[Desk]:
             "desk": str(tmp_path),
             "base": str(bundles["base"]),
             "design": str(bundles["voice-design"]),
+            "npu": str(bundle_of("npu")),
             "port": str(free_port()),
         }
         place = Desk(folder, words, dict(os.environ))
@@ -178,7 +184,8 @@ def test_every_command_of_a_model_card_works(desk, record_property):
     desk.run(Example(release, 0))
     folder = desk.folder / CELL / "release"
     shown = examples(folder / "README.md")
-    others = r"openarc .*|hf .*|.*(openarc_tts|optimum\.intel|openvino_genai).*"  # programs that are not installed here
+    # Programs that are not installed here, and a device and its layout.
+    others = r"openarc .*|hf .*|.*(openarc_tts|optimum\.intel|openvino_genai|-npu-ov).*"
     here = [one for one in shown if not re.fullmatch(others, one.text, re.DOTALL)]
     assert len(here) >= 4
     for example in here:

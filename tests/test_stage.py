@@ -225,7 +225,7 @@ def test_an_unknown_name_lists_the_known_ones_in_one_line(override, group, known
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--help"], "precision: fp16, int4, int4-max, int8"),
+        (["--help"], "precision: fp16, int4, int4-channel, int4-max, int8"),
         (["--cfg", "job", "precision=fp16"], "name: fp16"),
         (["--info", "config"], "Config search path"),
         (["--hydra-help"], "See https://hydra.cc"),

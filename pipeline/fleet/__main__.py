@@ -94,7 +94,7 @@ class Fleet:
     def build(self, stale: list[str], ray: ModuleType) -> None:
         """Sends out group after group, each when those that it needs are over."""
         smoke_on = wanted(self.cfg.device, alive(ray))
-        groups = self.plan.groups(stale, apart=["smoke"] if smoke_on else [])
+        groups = self.plan.groups(stale, apart=["smoke", "layout_smoke"] if smoke_on else [])
         # What the nodes will ask for and this checkout has from a plain `dvc repro`.
         if shared := {earlier for name in stale for earlier in self.plan.before(name)} - set(stale):
             self.insist("push", lambda: push(self.plan, shared))

@@ -50,7 +50,7 @@ def needs(group: Group, chosen: dict[str, str], cpus: int, smoke_on: list[str]) 
     beside the checkpoint that another runtime's layout copies from.
     """
     size = weights(configuration([f"{key}={value}" for key, value in chosen.items()]).variant)
-    spoken_on = smoke_on if any(name.startswith("smoke@") for name in group.stages) else []
+    spoken_on = smoke_on if any(name.startswith(("smoke@", "layout_smoke@")) for name in group.stages) else []
     return {
         "CPU": cpus,
         "memory": int(1 * GB + 2.3 * size),

@@ -5,7 +5,7 @@ how much. Here the talker is fed what the reference was fed, and each frame of t
 reference's first code. The random numbers are the same, so every difference is due to weights and arithmetic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,7 +61,7 @@ class _Forced(Session):
 def record(synthesizer: Synthesizer, text: str, **request: Any) -> Record:
     """Speaks a text and records it. Raises PipelineError for a text too long to be spoken in one piece."""
     calls: list[tuple[Floats, Floats, Floats]] = []
-    speech = synthesizer.using(partial(_Recorder, calls)).speak(text, **request)
+    speech = synthesizer.using(partial(_through(synthesizer, _Recorder), calls)).speak(text, **request)
     fed, logits, hidden = (list(part) for part in zip(*calls, strict=True))
     if sum(len(positions) > 1 for positions in fed) > 1:
         raise PipelineError(f"{text[:40]!r}…: too long to be spoken in one piece; shorten it")
@@ -73,8 +73,13 @@ def agreement(synthesizer: Synthesizer, reference: Record, **request: Any) -> di
 
     `request` is the one that was recorded. Frames missing because the end token came too early count as different.
     """
-    forced = synthesizer.using(partial(_Forced, reference))
+    forced = synthesizer.using(partial(_through(synthesizer, _Forced), reference))
     codes = forced.speak(**request | {"max_frames": len(reference.codes)}).codes
     same = codes == reference.codes[: len(codes)]
     total, groups = reference.codes.shape
     return {"code_agreement": float(same.sum() / (total * groups)), "talker_agreement": float(same[:, 0].sum() / total)}
+
+
+def _through(synthesizer: Synthesizer, session: type[Session]) -> Callable[..., Session]:
+    """The class of session given, over the one that this model's graphs need."""
+    return type(session.__name__, (session, synthesizer.engine.session_class), {})

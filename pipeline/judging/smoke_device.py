@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openvino as ov
 import soundfile
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -16,7 +15,7 @@ from omegaconf import DictConfig
 from pipeline.judging.gates import GateError, Miss, missed, require
 from pipeline.judging.runtime_agreement import Record, agreement, record
 from pipeline.stage import ROOT
-from qwen3_tts_ov import Bundle, Model, Outcome, Speech, SpeechStream, Synthesizer, memory
+from qwen3_tts_ov import Bundle, Model, Outcome, Speech, SpeechStream, Synthesizer, engine, memory
 from qwen3_tts_ov.text import seconds as slow_reading
 
 
@@ -36,7 +35,7 @@ def hear(bundle: Bundle, device: str, reference: Record, cfg: DictConfig, smoke:
 
     if not (np.isfinite(speech.waveform).all() and np.isfinite(waveform).all()):
         raise GateError("some samples are not finite")  # 16 bits would hide them
-    wav = smoke / f"{device.lower().replace('.', '-')}.wav"
+    wav = smoke / f"{device.lower().replace('.', '-').replace(' ', '-')}.wav"
     speech.save(wav)
     heard = judge_wav(wav, len(speech.codes), bundle, cfg)
     difference = judge_runs(speech, again, outcome, waveform, cfg)
@@ -67,7 +66,8 @@ def start(
     model: Model, device: str, cfg: DictConfig, cache: str | Literal[False]
 ) -> tuple[Synthesizer, dict[str, Any]]:
     """A synthesizer and the request for it; a base model's encoders are compiled and used as well."""
-    synthesizer, said = Synthesizer(model, device, cache_dir=cache), cfg.smoke
+    stand_in, said = cfg.device.stand_ins.get(device, {"device": device, "properties": {}}), cfg.smoke
+    synthesizer = Synthesizer(model, stand_in["device"], {"default": stand_in["properties"]}, cache)
     known = said.language in model.config["talker_config"]["codec_language_id"]
     language = said.language if known else "auto"
     request = {"text": said.text, "language": language, "seed": cfg.seed, "max_frames": said.max_frames}
@@ -81,22 +81,16 @@ def start(
 def reference_record(bundle: Bundle, ir: Path, cfg: DictConfig) -> Record:
     """The CPU's record with the weights in 16 bits, as the checkpoint stores them: the graphs of `export`."""
     graphs = {name: ir / f"{name}.xml" for name in bundle.components}
-    uncompressed = replace(bundle.model, graphs=graphs, integer_weights=frozenset(), cache_key=None)
+    uncompressed = replace(bundle.model, graphs=graphs, integer_weights=frozenset(), cache_key=None, sizes=None)
     synthesizer, request = start(uncompressed, "CPU", cfg, False)
     return record(synthesizer, **request)
 
 
-def describe(device: str) -> dict[str, str | None]:
-    """Full name, driver and plugin of a device; the CPU has no driver."""
-    core = ov.Core()
-    present = [name for name in core.available_devices if device in (name, name.partition(".")[0])]
-    name = present[0] if present else device  # of several of a kind, OpenVINO takes the first
-    keys = [key for key in core.get_property(name, "SUPPORTED_PROPERTIES") if key.endswith("DRIVER_VERSION")]
-    return {
-        "full_name": core.get_property(name, "FULL_DEVICE_NAME"),
-        "driver": str(core.get_property(name, keys[0])) if keys else None,
-        "plugin": next(iter(core.get_versions(name).values())).build_number,
-    }
+def describe(device: str, cfg: DictConfig) -> dict[str, str | None]:
+    """Full name, driver and plugin of a device; the CPU has no driver, and a stand-in only a plugin."""
+    if device in cfg.device.stand_ins:
+        return engine.describe(cfg.device.stand_ins[device].device) | {"full_name": device, "driver": None}
+    return engine.describe(device)
 
 
 def listen(stream: SpeechStream) -> tuple[NDArray[np.float32], Outcome, list[dict[str, float]]]:

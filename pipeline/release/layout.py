@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.stage import PipelineError
 
-NATIVE = "native"
+NATIVE, NPU = "native", "npu"
+SPOKEN = (NATIVE, NPU)  # the layouts that the runtime of this project reads
 # The compile properties that OpenVINO also reads from a graph where a program gives none.
 CARRIED = ("KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
@@ -28,7 +29,7 @@ class Graph:
 
     `policy` is the component whose entries in conf apply to it, `weights` how they are stored, `source` its compressed
     graph (.xml), `file` its path in the bundle without an ending; `ports` maps the component's names of ports to those
-    of the layout where they differ.
+    of the layout where they differ; `sizes` are those of a graph of fixed shapes.
     """
 
     component: str
@@ -37,6 +38,7 @@ class Graph:
     source: Path
     file: str
     ports: dict[str, str]
+    sizes: dict[str, int]
 
 
 def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> list[Graph]:
@@ -51,15 +53,17 @@ def graphs(layout: DictConfig, compressed: Mapping[Path, dict[str, Any]]) -> lis
     found = []
     for name in filter(made.__contains__, listed):
         folder, entry = made[name]
-        file, ports = listed[name]["file"], listed[name].get("ports", {})
-        found.append(Graph(name, entry["policy"], entry["weights"], folder / f"{name}.xml", file, ports))
+        place, policy = listed[name], entry["policy"]
+        component = policy if layout.name in SPOKEN else name  # the runtime knows each by what it stands for
+        source, ports, sizes = folder / f"{name}.xml", place.get("ports", {}), place.get("sizes", {})
+        found.append(Graph(component, policy, entry["weights"], source, place["file"], ports, sizes))
     return found
 
 
 def place(graph: Graph, layout: str, bundle: Path, recommended: Mapping[str, Any]) -> None:
     """Puts a graph into a bundle under the layout's names.
 
-    The native runtime takes the `recommended` compile properties from the manifest; for other programs, the graph
+    This project's runtime takes the `recommended` compile properties from the manifest; for other programs, the graph
     carries those that it can. Stages replace files and never write into them, so unchanged files are linked. Raises
     PipelineError where OpenVINO cannot read the graph, or where it lacks a port that the layout renames.
     """
@@ -67,7 +71,7 @@ def place(graph: Graph, layout: str, bundle: Path, recommended: Mapping[str, Any
     target.parent.mkdir(exist_ok=True)
     source_weights, target_weights = graph.source.with_suffix(".bin"), target.with_suffix(".bin")
     model = read(graph.source)  # in every layout: a graph without its weights is named before anything is linked
-    if layout == NATIVE:
+    if layout in SPOKEN:
         link(graph.source, target)
         link(source_weights, target_weights)
         return

@@ -6,19 +6,21 @@ same number of bytes on the same threads is a lower bound on the time, unless th
 
 from __future__ import annotations
 
+import platform
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import memory
+from .. import engine, memory
 from ..bundle import Bundle
 from ..engine import user_cache
 from ..speech import Outcome
@@ -50,13 +52,14 @@ def measure(
         peak = memory.peak_bytes()  # before the readers take memory of their own
         readers = {name: component_reader(synthesizer, name) for name in READ}
         figures: dict[str, list[float]] = {}
+        setting = describe(bundle, synthesizer, properties)
         for seed in range(1, rounds + 1):
             found = _speak(synthesizer, text, seed, frames)
             # In every round: a shared machine is not equally fast all the time.
             found |= {f"{name}_weights_read_ms_a_frame": 1000 * reader.seconds() for name, reader in readers.items()}
             for name, value in found.items():
                 figures.setdefault(name, []).append(value)
-    return {
+    return setting | {
         "compile_cold_seconds": cold,
         "compile_warm_seconds": _compile_seconds(synthesizer),
         "frames": figures.pop("frames"),
@@ -64,6 +67,20 @@ def measure(
         "weights_mb_a_frame": {name: reader.size / 1e6 for name, reader in readers.items()},
         "threads": {name: reader.threads for name, reader in readers.items()},
         "peak_memory_mb": peak / 1e6 or None,
+    }
+
+
+def describe(
+    bundle: Bundle, synthesizer: Synthesizer, properties: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """What was measured, on what: all that a reader of a report needs to know of it."""
+    placed = synthesizer.engine.compiled_for
+    return {
+        "bundle": {key: bundle.manifest[key] for key in ("bundle_id", "variant", "precision", "layout")},
+        "versions": {name: version(name) for name in ("qwen3-tts-ov", "openvino")} | {"system": platform.platform()},
+        "devices": {device: engine.describe(device) for device in sorted(set(placed.values()))},
+        "placement": placed,
+        "properties": {name: dict(chosen) for name, chosen in (properties or {}).items()},
     }
 
 

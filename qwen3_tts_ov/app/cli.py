@@ -108,7 +108,11 @@ def say(
             json.dumps(_summary(outcome, output), indent=2, sort_keys=True), file=sys.stderr if stream else sys.stdout
         )
     else:
-        ended = "ended by itself" if outcome.stop_reason == "eos" else "cut at the frame limit"
+        ended = {
+            "eos": "ended by itself",
+            "max_frames": "cut at the frame limit",
+            "cache_full": "cut where the model's cache was full",
+        }[outcome.stop_reason]
         people.print(
             f"{f'{output}: ' if output else ''}{outcome.duration:.2f} s of speech in {outcome.timings.total:.2f} s, "
             f"real-time factor {outcome.real_time_factor:.2f}, first audio after {outcome.timings.first_audio:.2f} s, "
@@ -173,9 +177,13 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
         return
     source = manifest["source"]
     size = sum(entry["size"] for entry in manifest["files"].values())
+    fixed = (part.get("sizes", {}) for part in manifest["components"].values())
     rows = {
         "bundle": manifest["bundle_id"],
         "variant": f"{manifest['variant']} ({manifest['kind']}), {manifest['precision']}",
+        "layout": ", ".join(
+            [manifest["layout"], *(f"{name} {most}" for sizes in fixed for name, most in sizes.items())]
+        ),
         "source": f"{source.get('repo')} at {source.get('revision')}",
         "size": f"{size / 1e6:.1f} MB",
         "needs": f"OpenVINO {manifest['minimum_openvino']} or later",

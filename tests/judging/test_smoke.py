@@ -18,7 +18,7 @@ from pipeline.stage import PipelineError, configuration, read_metrics
 from qwen3_tts_ov import Bundle, Speech, audio
 from qwen3_tts_ov.engine import devices
 from qwen3_tts_ov.speech import Timings
-from tests.conftest import run_stage
+from tests.conftest import configured, run_stage
 
 RATE, SAMPLES_PER_FRAME = 24000, 1920
 
@@ -80,6 +80,38 @@ def test_a_device_that_this_machine_lacks_is_not_run_with_a_reason(artifact):
     for name in {"GPU", "NPU"} - present:
         assert report["devices"][name]["status"] == "not_run"
         assert "OpenVINO lists no" in report["devices"][name]["reason"]
+
+
+def test_a_native_bundle_is_not_heard_on_an_npu(bundle, tmp_path):
+    cfg, present = configured(), {"CPU": "a processor", "NPU": "a neural one"}
+    found = smoke.try_device("NPU", present, cfg, bundle, None, tmp_path)
+    assert found == {"status": "not_run", "reason": "an NPU takes the npu layout; name it in params.yaml"}
+
+
+def test_only_layouts_that_the_runtime_reads_are_heard_and_npu_also_through_its_plugin():
+    heard = {
+        layout: smoke.candidates(configured(f"layout={layout}"), devices()) for layout in ("native", "npu", "genai")
+    }
+    assert heard["genai"] == []
+    assert "NPUW on CPU" not in heard["native"]
+    assert heard["npu"][:4] == ["CPU", "GPU", "NPU", "NPUW on CPU"]
+
+
+@pytest.mark.prove
+def test_the_npu_layout_is_heard_through_the_plugin_and_never_recorded_as_an_npu(bundle_of):
+    folder = bundle_of("npu")
+    done = run_stage("smoke", "variant=tiny-base", "layout=npu", f"artifacts={folder.parents[3]}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder.parent / "smoke" / "report.json").read_text())["devices"]
+    assert {name: found[name]["status"] for name in ("CPU", "NPU", "NPUW on CPU")} == {
+        "CPU": "passed",
+        "NPU": "passed" if any(name.startswith("NPU") for name in devices()) else "not_run",
+        "NPUW on CPU": "passed",
+    }
+    through = found["NPUW on CPU"]
+    assert (through["full_name"], through["driver"], through["wav"]) == ("NPUW on CPU", None, "npuw-on-cpu.wav")
+    assert through["plugin"].startswith("2")
+    assert through["talker_agreement"] > 0.9
 
 
 def test_a_required_device_that_is_missing_fails_the_stage(artifact):

@@ -44,7 +44,7 @@ def native(synthesizer: Synthesizer, asked: Asked, by_openarc: bool = False) -> 
             voice = replace(voice, codes=engine.encode(asked.recording), text=asked.reference_text)
     greedy = Sampling(do_sample=False, repetition_penalty=1.05)
     pieces = [(planned(engine.model, asked, voice, by_openarc), FRAMES, 0.0)]
-    stream = speak(engine, Request(pieces, voice, 0, greedy, greedy, None), chunk_sizes(16))
+    stream = speak(engine, Request(pieces, voice, 0, greedy, greedy, None, engine.model.positions), chunk_sizes(16))
     chunks = []
     while True:
         try:

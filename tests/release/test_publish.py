@@ -204,7 +204,7 @@ def test_the_card_states_which_way_each_measure_is_better(published):
 
 
 @pytest.mark.parametrize("kind", ["base", "custom_voice", "voice_design"])
-@pytest.mark.parametrize("layout", ["native", "openarc", "genai"])
+@pytest.mark.parametrize("layout", ["native", "openarc", "genai", "npu"])
 def test_the_card_explains_how_to_run_it_everywhere(published, kind, layout):
     manifest = manifest_of(published) | {"kind": kind, "layout": layout}
     manifest["source"] |= {"repo": "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice", "revision": "8" * 40}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_tts_ov import bundle
+from qwen3_tts_ov import bundle, engine
 from qwen3_tts_ov.app import cli
 
 FRAME = 1920
@@ -161,6 +162,10 @@ def test_bench_measures_every_kind_of_bundle(run, user_cache, artifact, variant)
         held = (folder / f"{name}.bin").stat().st_size / 1e6
         passes = 15 if name == "code_predictor" else 1
         assert 0.3 * held < figures["weights_mb_a_frame"][name] < passes * held
+    assert figures["bundle"]["layout"] == "native"
+    assert figures["versions"]["openvino"] == version("openvino")
+    assert figures["devices"]["CPU"]["full_name"] == engine.devices()["CPU"]
+    assert set(figures["placement"].values()) == {"CPU"}
     assert min(figures["compile_cold_seconds"], figures["compile_warm_seconds"]) > 0
     assert figures["peak_memory_mb"] > 50
     assert not list((user_cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is removed"
