@@ -18,7 +18,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from . import memory
+from . import memory, names
 from .errors import DeviceError, RequestError, boundary
 from .home import some_home
 from .model import Model
@@ -78,7 +78,8 @@ class Engine:
         self._properties = properties or {}
         for name in (*self._devices, *self._properties):
             if name not in (DEFAULT, *model.graphs):
-                raise RequestError(f"unknown component {name!r}; this model has: {', '.join(model.graphs)}")
+                near = names.near(name, model.graphs)
+                raise RequestError(f"unknown component {name!r}{near}; this model has: {', '.join(model.graphs)}")
         self._core = _core()
         self._cache = _cache_properties(cache_dir, model.cache_key)
         weights = {name: xml.with_suffix(".bin").resolve() for name, xml in model.graphs.items()}

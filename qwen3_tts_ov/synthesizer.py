@@ -151,12 +151,13 @@ class Synthesizer:
         speaker = voice if isinstance(voice, str) else model.default_voice
         text_first = options.get("text_first", cloned is None)
         cut, pieces = text.split(text.clean(spoken), PIECE_SECONDS), []
+        reading = [text.seconds(part) for part, _ in cut]
         for part, pause in cut:
             piece = part.strip() if len(cut) > 1 else part
             planned = self._plan(piece, speaker, cloned, instruct, language, text_first)
             pieces.append((planned, self._limit(piece, planned, max_frames), pause))
         seed = secrets.randbits(32) if seed is None else seed
-        return Request(pieces, cloned, seed, talker, code_predictor, max_frames)
+        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, reading)
 
     def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
         """The voice that a base model is to speak with."""
@@ -196,4 +197,6 @@ class Synthesizer:
         return min(max_frames, room)
 
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
-        return SpeechStream(speak(self.engine, checked, chunk_sizes(first_chunk)), self.model.sample_rate)
+        rate, chunks = self.model.sample_rate, speak(self.engine, checked, chunk_sizes(first_chunk))
+        per_second = rate / self.model.samples_per_frame
+        return SpeechStream(chunks, rate, lambda: checked.expected_frames(per_second) / per_second)

@@ -201,10 +201,12 @@ def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesi
     monkeypatch.setitem(loaded.model.generation, "max_new_tokens", 5)  # a limit for each piece
     text = "One sentence here. Another one there! And a third?"
     with loaded.stream(text, seed=1, first_chunk=2) as stream:
+        assert stream.expected_seconds == pytest.approx(3, abs=1.5), "an estimate"
         waveform = np.concatenate(list(stream))
     frames, pause = len(stream.outcome.codes), round(0.25 * 24_000)
     assert 3 * 2 <= frames <= 3 * 5
     assert len(waveform) == FRAME * frames + 2 * pause
+    assert stream.expected_seconds == pytest.approx(frames * 0.08), "by the end it is known"
     whole = loaded.speak(text, seed=1)
     np.testing.assert_allclose(waveform, whole.waveform, atol=2e-5)
     if frames == 15:  # so the positions of the pauses are known
