@@ -231,6 +231,7 @@ def test_a_shell_completes_commands_voices_and_languages(shell, custom_voice, wo
 
     (work / "bundle").symlink_to(custom_voice)
     assert f"{shell} completion installed in" in script("qwen3-tts-ov --install-completion; true")
+    assert "_QWEN3_TTS_OV_COMPLETE" in script("qwen3-tts-ov --show-completion; true")
     for line, offered, other in (
         ("qwen3-tts-ov voi", "voices", "verify"),
         ("qwen3-tts-ov say bundle Hi. --voice ry", "ryan", "vivian"),
