@@ -420,7 +420,7 @@ BAD_REQUESTS = {
     "no penalty": ("custom_voice", {"repetition_penalty": 0}, "repetition_penalty must be above 0"),
     "frozen predictor": ("custom_voice", {"subtalker_temperature": 0}, "temperature must be above 0"),
     "predictor's top_p": ("custom_voice", {"subtalker_top_p": 2}, r"top_p must be in \(0, 1\]"),
-    "misspelt option": ("custom_voice", {"temprature": 1}, "unknown option temprature; known: seed, "),
+    "misspelt option": ("custom_voice", {"temprature": 1}, r"unknown option temprature \(did you mean 'temperature'\?\); known: seed, "),
     "no voice to clone": ("clone_x_vector", {"voice": None}, "give a recording or a saved voice prompt with voice"),
     "a voice that is a number": ("clone_x_vector", {"voice": 7}, "must be a path, .* or a VoicePrompt, not int"),
     "two reference texts": ("clone_x_vector", {"reference_text": "So."}, "already holds its reference text; leave"),
