@@ -32,7 +32,7 @@ THEME = {
     "axis": {"domainColor": "#888", "tickColor": "#888", "gridColor": "#8884"},
     "style": {name: {"fill": "currentColor"} for name in ("guide-label", "guide-title", "group-title")},
 }
-# A word, or a character of a script that is written without spaces, with the space after it.
+# A word, or a character of a script that is written without spaces, with the space around it.
 WORDS = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)\s*")
 
 

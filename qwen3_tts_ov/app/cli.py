@@ -176,7 +176,8 @@ def voices(
     """List the voices of a custom-voice bundle."""
     loaded = _open(bundle, revision, verify=play)
     if not play:
-        return _print_list(loaded.speakers, as_json)
+        _print_list(loaded.speakers, as_json)
+        return
     if as_json or not loaded.speakers:
         raise RequestError(
             "give --play or --json, not both" if as_json else f"a {loaded.kind} bundle has no voices by name to play"
@@ -186,7 +187,6 @@ def voices(
     for name in loaded.speakers:
         print(name, flush=True)
         pour(synthesizer.stream(INTRODUCTION.format(name=name.replace("_", " ").title()), name, seed=0), outlets)
-    return None
 
 
 @commands.command()
