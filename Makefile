@@ -15,6 +15,7 @@
 # make openvino finds the oldest OpenVINO that speaks as the newest does, and writes it down; RELEASES= tries only those
 # make sweep  measures what bits cost in words, for docs/precision.md; takes half an hour
 # make sample speaks docs/hello.flac
+# make screenshot pictures the report of what is built: docs/report.png; ARTIFACTS= where it lies, CHROMIUM= the browser
 # make workflows checks the GitHub Actions workflows with actionlint
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .PHONY: all setup test lint prove parity golden edges view cell fleet plan remote publish summary bench openvino
-.PHONY: runtimes sweep sample workflows
+.PHONY: runtimes sweep sample screenshot workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -144,6 +145,13 @@ sample: setup
 	$(BIN)/dvc repro bundle@mini-custom-voice-int8
 	$(BIN)/qwen3-tts-ov say artifacts/mini-custom-voice/int8/bundle --language english --seed 0 -o docs/hello.flac \
 	  "Hello. I am a small voice, and I live in this repository."
+
+ARTIFACTS ?= artifacts
+CHROMIUM ?= chromium
+screenshot: setup
+	$(BIN)/python -m pipeline.report artifacts=$(ARTIFACTS)
+	$(CHROMIUM) --headless --no-sandbox --hide-scrollbars --window-size=800,885 --screenshot=docs/report.png \
+	  file://$(abspath $(ARTIFACTS))/report.html
 
 workflows:
 	actionlint

@@ -5,7 +5,10 @@ It is no stage of dvc.yaml, as it holds nothing new and takes a second: `make` r
 
 import base64
 import json
+import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,15 @@ from qwen3_tts_ov.bundle import MANIFEST
 PICTURE, POINTS = ROOT / ".dvc" / "plots" / "size_quality.json", '"<DVC_METRIC_DATA>"'
 TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 MEDIA = {".wav": "audio/wav", ".png": "image/png"}
+# Of every plot: no background, and text in the colour of the page, which may be dark.
+THEME = {
+    "background": None,
+    "view": {"stroke": None},
+    "axis": {"domainColor": "#888", "tickColor": "#888", "gridColor": "#8884"},
+    "style": {name: {"fill": "currentColor"} for name in ("guide-label", "guide-title", "group-title")},
+}
+# A word, or a character of a script that is written without spaces, with the space around it.
+WORDS = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)\s*")
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,15 @@ class Cell:
     compress: dict[str, Any]
     manifest: dict[str, Any]
     score: dict[str, Any]  # empty where the stage has not run
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} {self.precision}"
+
+    @property
+    def spoke(self) -> dict[str, dict[str, Any]]:
+        """The devices that passed, with what was found."""
+        return {device: found for device, found in self.smoke["devices"].items() if found["status"] == "passed"}
 
     @property
     def megabytes(self) -> float:
@@ -86,7 +107,11 @@ def render(cells: list[Cell]) -> str:
     template = environment.get_template(TEMPLATE.name)
     return template.render(
         cells=cells,
+        variants=[(name, list(group)) for name, group in groupby(cells, lambda cell: cell.variant)],
+        compared=compared,
+        not_run=not_run(cells),
         sizes=sizes(cells),
+        charts=[Markup(bars("MB", megabytes(cells))), Markup(bars("ms a frame of 80 ms", milliseconds(cells)))],
         quality=quality(cells),
         missed=missed(cells),
         scored=[cell for cell in cells if cell.score.get("figures")],
@@ -99,7 +124,65 @@ def picture(cells: list[Cell]) -> str:
     """Size against quality by component and precision, as SVG."""
     points = [point for cell in cells for point in cell.compress["costs"]]
     specification = PICTURE.read_text(encoding="utf-8").replace(POINTS, json.dumps(points))
-    return vl_convert.vegalite_to_svg(specification)
+    return vl_convert.vegalite_to_svg(specification, config=THEME)
+
+
+def bars(title: str, values: list[tuple[Cell, str, float]]) -> str:
+    """A bar for every cell, made of its components' values, the precisions of a variant together; as SVG."""
+    points = [
+        {"variant": cell.variant, "precision": cell.precision, "component": component, title: value}
+        for cell, component, value in values
+    ]
+    specification = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": points},
+        "mark": "bar",
+        "encoding": {
+            "row": {"field": "variant", "sort": None, "title": None, "header": {"labelAngle": 0, "labelAlign": "left"}},
+            "y": {"field": "precision", "sort": None, "title": None},
+            "x": {"field": title, "type": "quantitative", "title": title},
+            "color": {"field": "component", "sort": None, "title": None},
+        },
+        "width": 320,
+        "spacing": 6,
+    }
+    return vl_convert.vegalite_to_svg(specification, config=THEME)
+
+
+def megabytes(cells: list[Cell]) -> list[tuple[Cell, str, float]]:
+    """The weights of every component."""
+    return [(cell, name, entry["bytes"] / 1e6) for cell in cells for name, entry in cell.compress["components"].items()]
+
+
+def milliseconds(cells: list[Cell]) -> list[tuple[Cell, str, float]]:
+    """The time that every component takes a frame, on the first device that spoke."""
+    return [
+        (cell, name, 1000 * found["measured"]["seconds_by_component"].get(name, 0.0) / found["frames"])
+        for cell in cells
+        for found in list(cell.spoke.values())[:1]
+        for name in cell.compress["components"]
+    ]
+
+
+def compared(said: str, heard: str) -> list[list[tuple[str, bool]]]:
+    """The words of both texts, each with whether the other has it too, whatever its case and punctuation."""
+    words = [WORDS.findall(text) for text in (said, heard)]
+    plain = [[re.sub(r"\W", "", word).casefold() for word in text] for text in words]
+    blocks = SequenceMatcher(None, plain[0], plain[1], autojunk=False).get_matching_blocks()
+    common = [{start[side] + at for start in blocks for at in range(start.size)} for side in (0, 1)]
+    return [
+        [(word, at in common[side] or not plain[side][at]) for at, word in enumerate(words[side])] for side in (0, 1)
+    ]
+
+
+def not_run(cells: list[Cell]) -> list[str]:
+    """Every device that did not run with the reason, and the cells if it ran in others."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        for device, entry in cell.smoke["devices"].items():
+            if entry["status"] == "not_run":
+                found.setdefault(f"{device} ({entry['reason']})", []).append(cell.name)
+    return [what + ("" if len(where) == len(cells) else f" in {', '.join(where)}") for what, where in found.items()]
 
 
 def load(artifacts: str, variant: str, precision: str) -> Cell:

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import names
 from .errors import BundleError, boundary, first_line
 from .home import some_home
 from .model import Model, Sizes
@@ -87,9 +88,11 @@ class Bundle:
                 raise BundleError(f"{source}: a folder has no revision; leave it out, or give a Hub id")
             folder = Path(source)
         elif (hub := _HUB_ID.fullmatch(str(source))) and not (hub[2] and revision):
-            folder = _fetch(hub[1], revision or hub[2])
+            folder = _fetch(hub[1], revision or hub[2], _near(source))
         else:
-            raise BundleError(f"{_shown(source)}: there is no such folder, and it is not a Hub id (owner/name)")
+            raise BundleError(
+                f"{_shown(source)}: there is no such folder{_near(source)}, and it is not a Hub id (owner/name)"
+            )
         bundle = cls(folder, read_manifest(folder))
         bundle.check(hashes=verify)
         return bundle
@@ -342,10 +345,13 @@ def _sizes(parts: Mapping[str, Mapping[str, Any]]) -> Sizes:
     return Sizes(**found)
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
-    """Fetches the manifest, then the files it lists; returns their folder in the Hub's cache."""
+def _fetch(repo: str, revision: str | None, near: str) -> Path:
+    """Fetches the manifest, then the files it lists; returns their folder in the Hub's cache.
+
+    `near` goes into an error's message: a folder may have been meant.
+    """
     name = repo if revision is None else f"{repo} at {revision}"
-    with boundary(BundleError, name, _hub_reason):
+    with boundary(BundleError, f"{name}{near}", _hub_reason):
         with some_home():
             from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -417,6 +423,15 @@ def _is_folder(source: str | os.PathLike[str]) -> bool:
         raise BundleError(f"{source}: cannot be read ({error.strerror})") from None
     except OSError:  # a name that is too long
         return False
+
+
+def _near(source: str | os.PathLike[str]) -> str:
+    """A suggestion for the first part of a path that does not exist."""
+    try:
+        missing = next(place for place in (*reversed(Path(source).parents), Path(source)) if not place.exists())
+        return names.near(missing.name, (place.name for place in missing.parent.iterdir() if place.is_dir()))
+    except (OSError, ValueError, StopIteration):  # a folder that may not be listed, a name that cannot be one
+        return ""
 
 
 def _shown(source: str | os.PathLike[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from . import memory
+from . import memory, names
 from .errors import DeviceError, RequestError, boundary
 from .home import some_home
 from .model import Model
@@ -93,7 +93,8 @@ class Engine:
         self._properties = properties or {}
         for name in (*self._devices, *self._properties):
             if name not in (DEFAULT, *model.graphs):
-                raise RequestError(f"unknown component {name!r}; this model has: {', '.join(model.graphs)}")
+                near = names.near(name, model.graphs)
+                raise RequestError(f"unknown component {name!r}{near}; this model has: {', '.join(model.graphs)}")
         self._core = _core()
         self._cache = _cache_properties(cache_dir, model.cache_key)
         weights = {name: xml.with_suffix(".bin").resolve() for name, xml in model.graphs.items()}
@@ -220,16 +221,21 @@ class Engine:
         """
         return name not in _TABLES and (name != "talker" or name in self.model.integer_weights)
 
-    def _for_one(self, xml: Path) -> ov.Model:
+    def _for_one(self, xml: Path) -> ov.Model | Path:
         """A graph for a batch of one: all shapes are then static, which takes a fifth off the CPU plugin's time.
 
-        A stateful graph gains nothing, as the shapes of its caches stay dynamic.
+        A stateful graph gains nothing, as the shapes of its caches stay dynamic. The graph is kept beside the compiled
+        ones: OpenVINO knows a file by its name and date, but must read and hash a graph in memory, which takes longer
+        than restoring the compiled one.
         """
         import openvino as ov
 
+        kept = Path(self._cache["CACHE_DIR"], f"{xml.stem}-1.xml") if self._cache else None
+        if kept and kept.is_file():
+            return kept
         graph = self._core.read_model(xml)
         graph.reshape({port: ov.PartialShape([1, *port.partial_shape[1:]]) for port in graph.inputs})
-        return graph
+        return kept if kept and _keep(graph, kept) else graph
 
 
 class Session:
@@ -375,6 +381,21 @@ def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None,
         )
         return {}
     return {"CACHE_DIR": str(folder)}
+
+
+def _keep(graph: ov.Model, xml: Path) -> bool:
+    """Writes a graph as IR, whole or not at all; returns whether it could."""
+    import openvino as ov
+
+    try:
+        with tempfile.TemporaryDirectory(dir=xml.parent) as folder:
+            written = Path(folder, xml.name)
+            ov.save_model(graph, written, compress_to_fp16=False)
+            for part in (written.with_suffix(".bin"), written):  # the .xml last: it says that both are there
+                part.replace(xml.with_name(part.name))
+    except Exception:  # a full disk: whatever OpenVINO raises
+        return False
+    return True
 
 
 def _writable(folder: Path) -> bool:

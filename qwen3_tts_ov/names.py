@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -31,6 +32,13 @@ def find_language(name: str, known: Iterable[str]) -> str | None:
     names = list(known)
     code = re.split("[-_]", name.strip().lower())[0]
     return find(name, names) or find(_LANGUAGES.get(code, ""), names)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'ryan'?)`: the known name that is spelled most like an unknown one; nothing if none is close."""
+    names = {_plain(each): each for each in known}
+    close = difflib.get_close_matches(_plain(name), names, 1)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
 def _plain(name: str) -> str:

@@ -71,7 +71,9 @@ def custom_voice(
     talker = config["talker_config"]
     name = names.find(speaker, talker["spk_id"])
     if name is None:
-        raise RequestError(f"unknown voice {speaker!r}; this checkpoint has: {', '.join(sorted(talker['spk_id']))}")
+        known = sorted(talker["spk_id"])
+        near = names.near(speaker, known)
+        raise RequestError(f"unknown voice {speaker!r}{near}; this checkpoint has: {', '.join(known)}")
     dialect = talker.get("spk_is_dialect", {}).get(name) or None
     control = _codec_control(talker, language_id(talker, language, dialect), talker["spk_id"][name])
     return _assemble(config, tokenize, text, control, instruct, text_first)
@@ -200,7 +202,10 @@ def language_id(talker: Config, language: str, dialect: str | None = None) -> in
     known = talker["codec_language_id"]
     name = names.find_language(str(language), ["auto", *known])
     if name is None:
-        raise RequestError(f"unknown language {language!r}; this checkpoint has: auto, {', '.join(sorted(known))}")
+        near = names.near(str(language), known)
+        raise RequestError(
+            f"unknown language {language!r}{near}; this checkpoint has: auto, {', '.join(sorted(known))}"
+        )
     if dialect is not None and name in ("auto", "chinese"):
         return known[dialect]
     return None if name == "auto" else known[name]

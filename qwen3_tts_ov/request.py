@@ -96,8 +96,9 @@ def check_recording(model: Model, reference_text: str | None) -> None:
 def check_options(options: Options) -> None:
     """Raises RequestError for an unknown option; those of sampling are checked where they are used."""
     if unknown := set(options) - set(Options.__annotations__):
-        known = ", ".join(Options.__annotations__)
-        raise RequestError(f"unknown option {', '.join(sorted(unknown))}; known: {known}")
+        known = Options.__annotations__
+        near = names.near(min(unknown), known)
+        raise RequestError(f"unknown option {', '.join(sorted(unknown))}{near}; known: {', '.join(known)}")
     if (seed := options.get("seed")) is not None:
         check_whole("seed", seed, 0, 2**63 - 1)
     if (max_frames := options.get("max_frames")) is not None:
@@ -142,7 +143,8 @@ def _check_speaker(model: Model, voice: Voice | None, instruct: str | None, fiel
         raise RequestError(f"a custom_voice bundle speaks with its own voices: {known}; only a base bundle clones one")
     if voice is not None and names.find(voice, model.speakers) is None:
         clones = "; only a base bundle clones a recording" if Path(voice).suffix else ""
-        raise RequestError(f"unknown voice {voice!r}; this bundle has: {known}{clones}")
+        near = names.near(voice, model.speakers)
+        raise RequestError(f"unknown voice {voice!r}{near}; this bundle has: {known}{clones}")
     if instruct and model.config.get("tts_model_size") == "0b6":
         raise RequestError(f"0.6B models do not follow an instruction; leave {fields.instruct} out or use a 1.7B one")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,8 +69,14 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
     A stream belongs to one thread. Closing it, leaving its `with` block or dropping it stops the generation.
     """
 
-    def __init__(self, chunks: Generator[NDArray[np.float32], None, Outcome], sample_rate: int) -> None:
+    def __init__(
+        self,
+        chunks: Generator[NDArray[np.float32], None, Outcome],
+        sample_rate: int,
+        expected_seconds: Callable[[], float],
+    ) -> None:
         self.sample_rate = sample_rate
+        self._expected_seconds = expected_seconds
         self._chunks = chunks
         self._outcome: Outcome | None = None
 
@@ -90,6 +96,11 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
     def close(self) -> None:
         """Stops the generation; does nothing if it has ended."""
         self._chunks.close()
+
+    @property
+    def expected_seconds(self) -> float:
+        """About how long the whole speech will be; with every piece of a long text that is finished, more exactly."""
+        return self._expected_seconds()
 
     @property
     def outcome(self) -> Outcome:

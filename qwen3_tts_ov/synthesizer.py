@@ -156,12 +156,11 @@ class Synthesizer:
         plan = partial(
             self._plan, speaker=speaker, cloned=cloned, instruct=instruct, language=language, text_first=text_first
         )
-        pieces = [
-            (planned, self._limit(piece, planned, max_frames), pause)
-            for piece, planned, pause in self._pieces(text.clean(spoken), plan)
-        ]
+        cut = self._pieces(text.clean(spoken), plan)
+        pieces = [(planned, self._limit(piece, planned, max_frames), pause) for piece, planned, pause in cut]
+        reading = [text.seconds(piece) for piece, _, _ in cut]
         seed = secrets.randbits(32) if seed is None else seed
-        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, model.positions)
+        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, model.positions, reading)
 
     def _pieces(self, spoken: str, plan: Callable[[str], Prompt]) -> list[tuple[str, Prompt, float]]:
         """The pieces of a text with their prompts and the pauses after them.
@@ -217,4 +216,6 @@ class Synthesizer:
         return min(max_frames, room)
 
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
-        return SpeechStream(speak(self.engine, checked, chunk_sizes(first_chunk)), self.model.sample_rate)
+        rate, chunks = self.model.sample_rate, speak(self.engine, checked, chunk_sizes(first_chunk))
+        per_second = rate / self.model.samples_per_frame
+        return SpeechStream(chunks, rate, lambda: checked.expected_frames(per_second) / per_second)

@@ -51,6 +51,8 @@ ELSEWHERE = {
     r"make (bench|prove|parity|sweep|sample).*": "tests/test_benchmarks.py, prove_fleet.py, tests/parity: their parts",
     r"make runtimes .*": "tests/readers, and with the programs tests/programs",
     r"(pip install \.|pip install -c constraints.txt --no-deps Resemblyzer pesq)": "tests/runtime/test_installed.py",
+    r"(pipx|uv tool) install .*|pip wheel .*": "tests/runtime/test_installed.py",
+    r"qwen3-tts-ov (voices BUNDLE --play|--(install|show)-completion)": "tests/runtime/test_cli.py",
     r"make fleet ADDRESS=.*|.*pipeline\.fleet\.node.*": "tests/fleet/prove_fleet.py",
     r"make cell .*LAYOUTS=.*": "test_a_command_that_builds_for_minutes_works",
 }

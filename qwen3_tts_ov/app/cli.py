@@ -26,7 +26,28 @@ if TYPE_CHECKING:
     from ..speech import Outcome
     from ..synthesizer import Synthesizer
 
-commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+commands = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+INTRODUCTION = "Hello, my name is {name}. This is how I sound."
+
+
+def _complete_voice(context: typer.Context, incomplete: str) -> list[str]:
+    return _names_in(context, "speakers", incomplete)
+
+
+def _complete_language(context: typer.Context, incomplete: str) -> list[str]:
+    return _names_in(context, "languages", incomplete)
+
+
+def _names_in(context: typer.Context, kind: str, incomplete: str) -> list[str]:
+    """Names that a shell may complete, from the manifest of the bundle on the same line; files where there are none."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nobody expects the Tab key to download a bundle
+    try:
+        # The arguments are not parsed yet: the option at the end of the line still lacks its value.
+        found = getattr(_open(context.args[0], context.params.get("revision")), kind)
+    except (Qwen3TTSError, IndexError):
+        return []
+    return [name for name in found if name.startswith(incomplete)]
+
 
 BundleArgument = Annotated[str, typer.Argument(help="A bundle's folder or Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Of a Hub bundle: a branch, tag or commit.")]
@@ -71,11 +92,14 @@ def say(
     voice: Annotated[
         str | None,
         typer.Option(
-            help="A voice of the bundle, see `voices`; or a recording (`-` is stdin) or saved voice to clone."
+            autocompletion=_complete_voice,
+            help="A voice of the bundle, see `voices`; or a recording (`-` is stdin) or saved voice to clone.",
         ),
     ] = None,
     allow_url: AllowUrl = False,
-    language: Annotated[str, typer.Option(help="A language of the bundle; see `languages`.")] = "auto",
+    language: Annotated[
+        str, typer.Option(autocompletion=_complete_language, help="A language of the bundle; see `languages`.")
+    ] = "auto",
     instruct: Annotated[str | None, typer.Option(help="How to speak, or a description of the voice.")] = None,
     ref_text: Annotated[str | None, typer.Option(help="What the recording says; clones it more closely.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
@@ -147,9 +171,26 @@ def voice(
 
 
 @commands.command()
-def voices(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
+def voices(
+    bundle: BundleArgument,
+    play: Annotated[bool, typer.Option("--play", help="Let each say its name.")] = False,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
     """List the voices of a custom-voice bundle."""
-    _print_list(_open(bundle, revision).speakers, as_json)
+    loaded = _open(bundle, revision, verify=play)
+    if not play:
+        _print_list(loaded.speakers, as_json)
+        return
+    if as_json or not loaded.speakers:
+        raise RequestError(
+            "give --play or --json, not both" if as_json else f"a {loaded.kind} bundle has no voices by name to play"
+        )
+    outlets = outlets_for(None, True, False, loaded.sample_rate)
+    synthesizer = _compile(loaded, None, None)
+    for name in loaded.speakers:
+        print(name, flush=True)
+        pour(synthesizer.stream(INTRODUCTION.format(name=name.replace("_", " ").title()), name, seed=0), outlets)
 
 
 @commands.command()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 if TYPE_CHECKING:
     from ..audio import Player, Writer
@@ -59,12 +60,15 @@ class _Stdout(contextlib.nullcontext[Any]):
 
 
 def _with_progress(speech: SpeechStream) -> Iterator[Any]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
         task = progress.add_task("Speaking")
         samples = 0
         for chunk in speech:
             samples += len(chunk)
             seconds, elapsed = samples / speech.sample_rate, progress.tasks[task].elapsed or 0.0
-            progress.update(task, description=f"Speaking: {seconds:.1f} s, real-time factor {elapsed / seconds:.2f}")
+            expected = max(seconds, speech.expected_seconds)
+            left = timedelta(seconds=round((expected - seconds) * elapsed / seconds))
+            told = f"{seconds:.1f} s spoken, real-time factor {elapsed / seconds:.2f}, about {left} left"
+            progress.update(task, completed=seconds, total=expected, description=told)
             yield chunk

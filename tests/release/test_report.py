@@ -1,6 +1,7 @@
 """The report of a build, opened in a browser: audio plays, and tables show what the stages measured."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,32 @@ def test_every_cell_shows_its_spectrogram(page):
         assert pictures.nth(number).evaluate("picture => picture.complete && picture.naturalWidth") > 100
 
 
+def test_the_precisions_of_a_variant_are_heard_side_by_side(page):
+    first, second = (page.locator("figure audio").nth(number).bounding_box() for number in (0, 1))
+    assert first["y"] == second["y"]
+    assert first["x"] + first["width"] < second["x"]
+    assert page.locator("section h3").all_inner_texts() == list(dict.fromkeys(variant for variant, _ in CELLS))
+
+
+def test_sizes_and_speed_are_drawn(page, artifact):
+    charts = page.locator("#charts svg")
+    assert charts.count() == 2
+    for number, title in enumerate(("MB", "ms a frame of 80 ms")):
+        parts = charts.nth(number).locator("path[aria-roledescription=bar]")
+        drawn = [part.get_attribute("aria-label") for part in parts.all()]
+        assert len([label for label in drawn if "component: talker" in label]) == len(CELLS)
+        assert all(label.startswith(f"{title}: ") for label in drawn)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_text_stands_out_from_the_page_in_either_scheme(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    shown = page.evaluate("(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))")
+    text, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in shown)
+    assert (text < paper) == (scheme == "light")
+    assert abs(text - paper) > 500
+
+
 def test_the_tables_show_what_the_stages_measured(page, artifact):
     devices = rows(page, "devices")
     for variant, precision in CELLS:
@@ -107,9 +134,10 @@ def test_the_tables_show_what_the_stages_measured(page, artifact):
         row = next(row for row in devices if row[:2] == [f"{variant} {precision}", "CPU"])
         assert row[2:5] == ["passed", str(found["CPU"]["frames"]), found["CPU"]["stop_reason"]]
         assert float(row[9]) == pytest.approx(found["CPU"]["measured"]["real_time_factor"], abs=0.01)
-        for device in (name for name, entry in found.items() if entry["status"] == "not_run"):
-            row = next(row for row in devices if row[:2] == [f"{variant} {precision}", device])
-            assert row[2] == f"not run: {found[device]['reason']}"
+        absent = {device: entry["reason"] for device, entry in found.items() if entry["status"] == "not_run"}
+        line = "; ".join(f"{device} ({reason})" for device, reason in absent.items())
+        assert page.locator("#not_run").inner_text() == f"Not run: {line}.", "one line for all cells"
+        assert not [row for row in devices if row[1] in absent]
 
     heads = page.locator("#sizes thead th").all_inner_texts()[1:]
     assert heads == [f"{variant}\n{precision}" for variant, precision in CELLS]
@@ -168,10 +196,28 @@ def test_what_was_heard_is_shown_beside_what_was_said(artifact, tmp_path):
     cell.score.update(figures={"word_error_english": 0.25}, heard=heard, missed=[miss])
     assert [line.partition("heard as ")[2] for line in html.understood(cell)] == ["'The quick brown dog.'"]
     page = html.render([cell])
-    assert "heard as “The quick brown dog.”, word error rate 50 %" in page
-    assert '<tr class="missed">\n<td>Good morning.</td><td>Good mourning.</td>\n<td>1</td>' in page
+    assert "<dd>The quick brown <mark>fox </mark><mark>jumps </mark><mark>over </mark><mark>the </mark>" in page
+    assert "<dd>The quick brown dog.</dd>" in page
+    assert "<dd>50 %</dd>" in page
+    marked = "<td>Good <mark>morning.</mark></td><td>Good <mark>mourning.</mark></td>"
+    assert f'<tr class="missed">\n{marked}\n<td>1</td>' in page
     assert "<td>Good night.</td><td></td>\n<td> did not end</td>" in page
     assert "word_error_english is 0.25, bound: at most 0.1" in page
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "marked"),
+    [
+        ("One, two.", "one two", [[], []]),
+        ("One two three.", "One three four.", [["two "], ["four."]]),
+        ("今日は良い天気です。", "今日は悪い天気です", [["良"], ["悪"]]),
+        ("One.", "", [["One."], []]),
+    ],
+)
+def test_words_that_differ_are_marked(said, heard, marked):
+    words = html.compared(said, heard)
+    assert ["".join(word for word, _ in text) for text in words] == [said, heard]
+    assert [[word for word, common in text if not common] for text in words] == marked
 
 
 def test_recorded_text_is_escaped_and_never_executed(artifact, tmp_path):

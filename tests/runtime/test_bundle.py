@@ -148,6 +148,7 @@ def test_a_file_that_is_not_a_manifest_is_refused(folder, content):
     ("source", "message"),
     [
         ("no-such-folder", r"no such folder, and it is not a Hub id"),
+        ("mini-voic/int8/bundle", r"no such folder \(did you mean 'mini-voice'\?\), and it is not a Hub id"),
         ("https://huggingface.co/a/b", r"not a Hub id"),
         ("a/b/c", r"not a Hub id"),
         ("", r"not a Hub id"),
@@ -155,6 +156,7 @@ def test_a_file_that_is_not_a_manifest_is_refused(folder, content):
 )
 def test_a_source_that_is_neither_folder_nor_hub_id_is_refused(source, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini-voice").mkdir()
     with pytest.raises(BundleError, match=message):
         Bundle.load(source)
 

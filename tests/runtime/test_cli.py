@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -172,6 +174,80 @@ def test_bench_measures_every_kind_of_bundle(run, user_cache, artifact, variant)
     assert "real time factor" in succeed(run("bench", folder, "--rounds", 1, "--frames", 4))
 
 
+def install(folder: Path, program: str, script: str) -> None:
+    """Puts a program into a folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / program).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / program).chmod(0o755)
+
+
+def test_every_voice_can_be_heard(run, custom_voice, work, monkeypatch):
+    install(work / "bin", "pw-cat", f"wc -c >> {work}/heard")
+    monkeypatch.setenv("PATH", f"{work / 'bin'}:{os.environ['PATH']}")
+    names = succeed(run("voices", custom_voice)).splitlines()
+    assert succeed(run("voices", custom_voice, "--play")).splitlines() == names
+    heard = [int(count) for count in (work / "heard").read_text().split()]
+    assert len(heard) == len(names)
+    assert min(heard) >= FRAME * 2
+
+
+def test_a_terminal_shows_progress_and_the_time_left(custom_voice, user_cache, work):
+    ours, theirs = os.openpty()
+    told = bytearray()
+    with subprocess.Popen(
+        [sys.executable, "-m", "qwen3_tts_ov", "say", custom_voice, "Hello, you.", "--max-frames", "60"],
+        stderr=theirs,
+        env=os.environ
+        | {"XDG_CACHE_HOME": str(user_cache), "TERM": "xterm", "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
+    ) as program:
+        os.close(theirs)
+        with suppress(OSError):  # when the program ends
+            while data := os.read(ours, 4096):
+                told += data
+    os.close(ours)
+    assert program.returncode == 0, told.decode()
+    assert "s spoken, real-time factor" in told.decode()
+    assert " left" in told.decode()
+
+
+# A shell's commands that load the installed completion and print what it offers for the line in $LINE.
+SHELLS = {
+    "bash": """source ~/.bashrc; read -ra COMP_WORDS <<< "$LINE"; COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _qwen3_tts_ov_completion qwen3-tts-ov; printf '%s\\n' "${COMPREPLY[@]}" """,
+    "zsh": """compdef() { }; _arguments() { print -r -- "$@" }; _files() { }; source ~/.zfunc/_qwen3-tts-ov
+        words=(${=LINE}); CURRENT=${#words}; _qwen3_tts_ov_completion""",
+    "fish": 'complete -C "$LINE"',
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_commands_voices_and_languages(shell, custom_voice, work):
+    if shutil.which(shell) is None:
+        pytest.skip(f"this machine has no {shell}")
+    search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home = {"HOME": str(work), "XDG_CONFIG_HOME": str(work / ".config"), "PATH": search, "PYTHONPATH": str(ROOT)}
+
+    def script(commands: str, line: str = "") -> str:
+        done = subprocess.run(
+            [shell, "-c", commands], capture_output=True, text=True, env=os.environ | home | {"LINE": line}, cwd=work
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (work / "bundle").symlink_to(custom_voice)
+    assert f"{shell} completion installed in" in script("qwen3-tts-ov --install-completion; true")
+    assert "_QWEN3_TTS_OV_COMPLETE" in script("qwen3-tts-ov --show-completion; true")
+    for line, offered, other in (
+        ("qwen3-tts-ov voi", "voices", "verify"),
+        ("qwen3-tts-ov say bundle Hi. --voice ry", "ryan", "vivian"),
+        ("qwen3-tts-ov say bundle --language ger", "german", "french"),
+        ("qwen3-tts-ov say nowhere --voice ry", "", "ryan"),
+    ):
+        found = script(SHELLS[shell], line)
+        assert offered in found
+        assert other not in found
+
+
 def test_devices_and_properties_can_be_chosen_by_component(run, custom_voice, voice):
     options = ("--device", "CPU", "--device", "talker=AUTO", "--property", "talker.INFERENCE_PRECISION_HINT=f32")
     succeed(run("say", custom_voice, "Hi.", "--voice", voice, "--max-frames", 2, *options))
@@ -187,6 +263,7 @@ def test_help_lists_every_command(run):
 # Command lines without the program's name; {} stands for a valid bundle, BASE and DESIGN for other kinds.
 BAD_LINES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["sing"], "No such command 'sing'"),
+    "misspelt command": (["bnech"], "No such command 'bnech'. Did you mean 'bench'?"),
     "no bundle": (["say"], "Missing argument 'bundle'"),
     "unknown option": (["say", "{}", "Hi.", "--loud"], "No such option: --loud"),
     "seed in words": (["say", "{}", "Hi.", "--seed", "x"], "Invalid value for '--seed'"),
@@ -198,8 +275,13 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
     "missing bundle": (["say", "nowhere", "Hi."], "nowhere: there is no such folder"),
     "folder that is no bundle": (["voices", "."], "it has no manifest.json"),
     "unknown voice": (["say", "{}", "Hi.", "--voice", "nobody"], "unknown voice 'nobody'; this bundle has: aiden, "),
+    "misspelt voice": (["say", "{}", "Hi.", "--voice", "Rayn"], "unknown voice 'Rayn' (did you mean 'ryan'?); this"),
     "instruction to 0.6B": (["say", "{}", "Hi.", "--instruct", "Calm."], "leave --instruct out or use a 1.7B one"),
     "unknown language": (["say", "{}", "Hi.", "--voice", "ryan", "--language", "elvish"], "unknown language 'elvish'"),
+    "misspelt language": (
+        ["say", "{}", "Hi.", "--language", "englsh"],
+        "unknown language 'englsh' (did you mean 'english'?); this checkpoint has: auto, ",
+    ),
     "ref text alone": (["say", "{}", "Hi.", "--ref-text", "x"], "--ref-text belongs to a recording"),
     "clone by custom voice": (["say", "{}", "Hi.", "--voice", "tone.wav"], "only a base bundle clones a recording"),
     "base without voice": (["say", "BASE", "Hi."], "give a recording or a saved voice prompt with --voice"),
@@ -221,6 +303,7 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
     "output in no folder": (["say", "{}", "Hi.", "--voice", "ryan", "-o", "no/out.wav"], "there is no folder no"),
     "unknown device": (["say", "{}", "Hi.", "--voice", "ryan", "-d", "TPU"], "there is no device TPU"),
     "unknown component": (["say", "{}", "Hi.", "--voice", "ryan", "-d", "mouth=CPU"], "unknown component 'mouth'"),
+    "misspelt component": (["say", "{}", "Hi.", "-d", "talkr=CPU"], "'talkr' (did you mean 'talker'?); this model has"),
     "property without value": (["say", "{}", "Hi.", "--voice", "ryan", "--property", "SPEED"], "write it as KEY=VALUE"),
     "unknown property": (
         ["say", "{}", "Hi.", "--voice", "ryan", "--property", "SPEED=1"],
@@ -228,6 +311,7 @@ BAD_LINES: dict[str, tuple[list[str], str]] = {
     ),
     "no frames": (["say", "{}", "Hi.", "--voice", "ryan", "--max-frames", "0"], "max_frames must be"),
     "voice of a custom voice": (["voice", "{}", "tone.wav", "-o", "me.safetensors"], "bundle cannot clone a recording"),
+    "voices of a base bundle": (["voices", "BASE", "--play"], "a base bundle has no voices by name to play"),
     "no rounds": (["bench", "{}", "--rounds", "0"], "Invalid value for '--rounds'"),
     "pull of a path": (["pull", "/no/such/thing"], "there is no such folder, and it is not a Hub id"),
 }

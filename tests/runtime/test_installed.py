@@ -47,6 +47,28 @@ def test_the_wheel_is_under_200_kb(wheel):
     assert wheel.stat().st_size < 200_000
 
 
+TOOLS = {
+    "pipx": ["pipx", "install", f"--pip-args=--constraint {ROOT / 'constraints.txt'}"],
+    "uv": ["uv", "tool", "install", "--constraints", ROOT / "constraints.txt"],
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_installs_the_program_and_the_service_finds_it(tool, wheel, artifact, tmp_path, monkeypatch):
+    if shutil.which(tool) is None:
+        pytest.skip(f"this machine has no {tool}")
+    for name in ("HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    run(*TOOLS[tool], wheel)
+    bundle = artifact("bundle", "tiny-custom-voice", "int8")
+    run(tmp_path / ".local/bin/qwen3-tts-ov", "say", bundle, "Hello.", "--max-frames", 2, cwd=tmp_path)
+    assert (tmp_path / "speech.wav").stat().st_size == 44 + 2 * 1920 * 2
+    if shutil.which("systemd-analyze"):
+        unit = ROOT / "docs" / "qwen3-tts-ov.service"
+        found = subprocess.run(["systemd-analyze", "--user", "verify", unit], capture_output=True, text=True)
+        assert (found.returncode, found.stderr) == (0, "")
+
+
 def test_torch_is_not_installed(programs):
     installed = {line.partition("==")[0].lower() for line in run(programs / "pip", "freeze").splitlines()}
     assert "openvino" in installed

@@ -201,10 +201,12 @@ def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesi
     monkeypatch.setitem(loaded.model.generation, "max_new_tokens", 5)  # a limit for each piece
     text = "One sentence here. Another one there! And a third?"
     with loaded.stream(text, seed=1, first_chunk=2) as stream:
+        assert stream.expected_seconds == pytest.approx(3, abs=1.5), "an estimate"
         waveform = np.concatenate(list(stream))
     frames, pause = len(stream.outcome.codes), round(0.25 * 24_000)
     assert 3 * 2 <= frames <= 3 * 5
     assert len(waveform) == FRAME * frames + 2 * pause
+    assert stream.expected_seconds == pytest.approx(frames * 0.08), "by the end it is known"
     whole = loaded.speak(text, seed=1)
     np.testing.assert_allclose(waveform, whole.waveform, atol=2e-5)
     if frames == 15:  # so the positions of the pauses are known
@@ -332,10 +334,11 @@ def test_a_second_start_loads_the_compiled_graphs_from_the_cache(artifact, tmp_p
     bundle = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8"))
     say = partial(Synthesizer.speak, text=TEXT, seed=1, max_frames=5)
     first = say(Synthesizer(bundle, cache_dir=tmp_path))
-    cached = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")}
-    assert len(cached) == 3, "tables are not compiled"
+    cached = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    assert len([path for path in cached if path.suffix == ".blob"]) == 3, "tables are not compiled"
+    assert [path.name for path in cached if path.suffix == ".xml"] == ["code_predictor-1.xml"], "for a batch of one"
     second = say(Synthesizer(bundle, cache_dir=tmp_path))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.blob")} == cached
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == cached
     np.testing.assert_array_equal(first.waveform, second.waveform)
 
 
@@ -418,7 +421,11 @@ BAD_REQUESTS = {
     "no penalty": ("custom_voice", {"repetition_penalty": 0}, "repetition_penalty must be above 0"),
     "frozen predictor": ("custom_voice", {"subtalker_temperature": 0}, "temperature must be above 0"),
     "predictor's top_p": ("custom_voice", {"subtalker_top_p": 2}, r"top_p must be in \(0, 1\]"),
-    "misspelt option": ("custom_voice", {"temprature": 1}, "unknown option temprature; known: seed, "),
+    "misspelt option": (
+        "custom_voice",
+        {"temprature": 1},
+        r"unknown option temprature \(did you mean 'temperature'\?\); known: seed, ",
+    ),
     "no voice to clone": ("clone_x_vector", {"voice": None}, "give a recording or a saved voice prompt with voice"),
     "a voice that is a number": ("clone_x_vector", {"voice": 7}, "must be a path, .* or a VoicePrompt, not int"),
     "two reference texts": ("clone_x_vector", {"reference_text": "So."}, "already holds its reference text; leave"),
@@ -520,8 +527,13 @@ def test_a_voice_prompt_with_wrong_tensors_is_refused(tmp_path, tensors):
     [
         ("TPU", None, DeviceError, "there is no device TPU on this machine; it has: .*CPU"),
         ({"speech_decoder": "TPU"}, None, DeviceError, "speech_decoder: there is no device TPU"),
-        ({"decoder": "CPU"}, None, RequestError, "unknown component 'decoder'; this model has: "),
-        ("CPU", {"decoder": {}}, RequestError, "unknown component 'decoder'"),
+        (
+            {"decoder": "CPU"},
+            None,
+            RequestError,
+            r"unknown component 'decoder' \(did you mean 'speech_decoder'\?\); this model has: ",
+        ),
+        ("CPU", {"decoder": {}}, RequestError, "unknown component 'decoder' "),
         ("CPU", {"default": {"SPEED": "high"}}, DeviceError, "text_embedding: cannot be compiled for CPU: .*SPEED"),
         ("HETERO:TPU", None, DeviceError, "cannot be compiled for HETERO:TPU"),
     ],
