@@ -16,6 +16,7 @@ import numpy as np
 from . import names, prompt, recording, text
 from .errors import RequestError
 from .model import Model
+from .sampling import Sampling
 from .voice import ENDING, VoicePrompt
 
 # A speaker's name or, to clone: a recording from any source, a saved voice prompt's path, a VoicePrompt.
@@ -84,6 +85,13 @@ def check_request(
         check_text(model, reference_text, "the reference text")
 
 
+def takes_instructions(model: Model) -> bool:
+    """Whether a model can be told in words how to speak, or as whom."""
+    return model.kind == "voice_design" or (
+        model.kind == "custom_voice" and model.config.get("tts_model_size") != "0b6"
+    )
+
+
 def check_recording(model: Model, reference_text: str | None) -> None:
     """Raises RequestError unless the model can clone, and the text of a recording, if it is given, can be spoken."""
     if model.kind != "base":
@@ -92,8 +100,8 @@ def check_recording(model: Model, reference_text: str | None) -> None:
         check_text(model, reference_text, "the reference text")
 
 
-def check_options(options: Options) -> None:
-    """Raises RequestError for an unknown option; those of sampling are checked where they are used."""
+def sampling(model: Model, options: Options) -> tuple[Sampling, Sampling]:
+    """How talker and code predictor are to sample. Raises RequestError for an unknown option or one out of range."""
     if unknown := set(options) - set(Options.__annotations__):
         known = ", ".join(Options.__annotations__)
         raise RequestError(f"unknown option {', '.join(sorted(unknown))}; known: {known}")
@@ -101,6 +109,11 @@ def check_options(options: Options) -> None:
         check_whole("seed", seed, 0, 2**63 - 1)
     if (max_frames := options.get("max_frames")) is not None:
         check_whole("max_frames", max_frames, 1, MOST_FRAMES)
+    try:
+        generation = {**model.generation, **options}
+        return Sampling.talker(generation), Sampling.code_predictor(generation)
+    except (ValueError, TypeError) as error:
+        raise RequestError(str(error)) from None
 
 
 def check_text(model: Model, value: str, name: str) -> None:
@@ -133,7 +146,7 @@ def _check_speaker(model: Model, voice: Voice | None, instruct: str | None, fiel
     if voice is not None and names.find(voice, model.speakers) is None:
         clones = "; only a base bundle clones a recording" if Path(voice).suffix else ""
         raise RequestError(f"unknown voice {voice!r}; this bundle has: {known}{clones}")
-    if instruct and model.config.get("tts_model_size") == "0b6":
+    if instruct and not takes_instructions(model):
         raise RequestError(f"0.6B models do not follow an instruction; leave {fields.instruct} out or use a 1.7B one")
 
 

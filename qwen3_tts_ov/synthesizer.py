@@ -20,7 +20,6 @@ from .model import Model
 from .prompt import Prompt
 from .recording import Source
 from .request import Options, Voice
-from .sampling import Sampling
 from .speech import Speech, SpeechStream
 from .voice import VoicePrompt
 
@@ -140,12 +139,7 @@ class Synthesizer:
         """Checks everything, encodes a recording and plans the prompts of all pieces."""
         model = self.model
         request.check_request(model, spoken, voice, instruct, language, reference_text)
-        request.check_options(options)
-        try:
-            generation = {**model.generation, **options}
-            talker, code_predictor = Sampling.talker(generation), Sampling.code_predictor(generation)
-        except (ValueError, TypeError) as error:
-            raise RequestError(str(error)) from None
+        talker, code_predictor = request.sampling(model, options)
         seed, max_frames = options.get("seed"), options.get("max_frames")
         cloned = self._clone(voice, reference_text) if model.kind == "base" else None
         speaker = voice if isinstance(voice, str) else model.default_voice
