@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .engine import Codes, Engine, Floats, Session
 from .prompt import Prompt
 from .sampling import Sampling, TalkerSampler, exponential
-from .speech import Outcome, StopReason, Timings
+from .speech import Closed, Outcome, StopReason, Timings
 from .voice import VoicePrompt
 
 LARGEST_CHUNK = 16  # frames decoded in one call; 32 are 3 % faster and take 200 MB more
@@ -32,6 +33,7 @@ class Request:
     talker: Sampling
     code_predictor: Sampling
     max_frames: int | None  # for all pieces together
+    closed: threading.Event = field(default_factory=threading.Event)  # once it is set, there is no further frame
 
 
 def speak(engine: Engine, request: Request, sizes: Iterator[int]) -> Generator[Floats, None, Outcome]:
@@ -108,6 +110,7 @@ class Utterance:
     ) -> None:
         self.stop_reason: StopReason = "max_frames"
         self._session, self._prompt, self._voice, self._limit = session, prompt, request.voice, limit
+        self._closed = request.closed
         # Two streams of random numbers, so that neither depends on how many the other has drawn. Each piece restarts
         # them: a designed voice then varies less from piece to piece.
         talker, code_predictor = map(_generator, np.random.SeedSequence(request.seed).spawn(2))
@@ -123,6 +126,8 @@ class Utterance:
         prefill, text = session.embed(self._prompt, self._voice)
         logits, hidden = session.talk(prefill)
         for number in range(self._limit):
+            if self._closed.is_set():
+                raise Closed
             first_code = self._sampler(logits)
             if first_code == self._sampler.end_id:
                 self.stop_reason = "eos"

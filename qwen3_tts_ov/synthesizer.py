@@ -190,4 +190,5 @@ class Synthesizer:
         return min(max_frames, room)
 
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
-        return SpeechStream(speak(self.engine, checked, chunk_sizes(first_chunk)), self.model.sample_rate)
+        chunks = speak(self.engine, checked, chunk_sizes(first_chunk))
+        return SpeechStream(chunks, self.model.sample_rate, checked.closed)

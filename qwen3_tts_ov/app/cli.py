@@ -260,11 +260,12 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(help="An origin whose web pages may send requests; * is any. Repeatable.")
     ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="A page at / to try the voices.")] = True,
     revision: Revision = None,
     device: Devices = None,
     properties: Properties = None,
 ) -> None:
-    """Serve speech over HTTP as OpenAI does: /v1/audio/speech, /v1/audio/voices, /v1/models, /health."""
+    """Serve speech over HTTP as OpenAI does (/v1/audio/speech, /v1/models ...), and on a page in the browser."""
     try:
         from . import server
         from .shelf import Shelf, bundle_slip
@@ -295,6 +296,7 @@ def serve(
         queue=queue,
         max_characters=max_characters,
         cors=cors or (),
+        page=page,
     )
     server.serve(application, listener)
 

@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import anyio
 from anyio import to_thread
+from anyio.streams.memory import MemoryObjectSendStream
 
 from .. import names
 from ..errors import RequestError
@@ -30,6 +32,11 @@ from .voices import Voices, recording_of
 # The default bundle also answers requests for OpenAI's models, and for any released Qwen3-TTS.
 _UNDERSTOOD = re.compile(r"tts-1(-hd)?(-\d+)?|gpt-4o-mini-tts(-[\d-]+)?|([\w.-]+/)?qwen3-tts[\w.-]*", re.IGNORECASE)
 _FIELDS = Fields("voice", "instructions", "ref_text")
+
+
+_Piece = TypeVar("_Piece")
+
+AHEAD = 256  # pieces buffered for a client, ten minutes of speech; only a full buffer keeps its slot occupied
 
 
 class Busy(Exception):
@@ -102,7 +109,27 @@ class Desk:
             try:
                 yield stream
             finally:
-                stream.close()  # gives the infer requests back before the slot
+                with anyio.CancelScope(shield=True):  # gives the infer requests back before the slot
+                    await to_thread.run_sync(stream.close)
+
+    async def make(
+        self,
+        order: Order,
+        pieces: Callable[[SpeechStream], Iterator[_Piece]],
+        ready: MemoryObjectSendStream[_Piece | Exception],
+    ) -> None:
+        """Speaks, and puts the pieces made of the speech into `ready`, however slowly they are taken from there.
+
+        An error is passed on in place of the next piece, and ends it. Cancelled, it stops before the next frame.
+        """
+        with ready:
+            try:
+                async with self.speech(order) as stream:
+                    made = pieces(stream)
+                    while (piece := await to_thread.run_sync(next, made, None, abandon_on_cancel=True)) is not None:
+                        await ready.send(piece)
+            except Exception as error:  # of the request, the runtime, a codec, or a fault of this program
+                await ready.send(error)
 
     def _start(self, order: Order, synthesizer: Synthesizer) -> SpeechStream:
         wanted, voice = order.wanted, order.voice

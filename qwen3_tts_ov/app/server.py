@@ -1,7 +1,7 @@
 """An HTTP server with OpenAI's `/v1/audio/speech`, for programs written for that API, and with a page for people.
 
 A request waits in a bounded queue for one of a few slots. Speech is generated at its own pace, up to minutes ahead of
-a slow client, which therefore holds no slot; when a client disconnects, its generation stops at the next chunk.
+a slow client, which therefore holds no slot; when a client disconnects, its generation stops before the next frame.
 
 What programs send is taken as they mean it: a voice or language in another spelling, null or an empty text for a field
 that is left out. An unknown field, and a number out of bounds, is an error in one line.
@@ -15,31 +15,33 @@ import json
 import logging
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 from anyio import to_thread
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import AudioError, Qwen3TTSError, RequestError, boundary, first_line
+from ..errors import Qwen3TTSError, RequestError, boundary
 from ..request import check_recording, takes_instructions
-from ..speech import Outcome, SpeechStream
+from ..speech import SpeechStream
 from ..synthesizer import Synthesizer
-from .desk import Busy, Desk, Order, UnknownModel
-from .encoding import FORMATS, Encoder, Tempo
+from . import messages, web
+from .conversation import converse
+from .desk import AHEAD, Busy, Desk, Order
+from .encoding import FORMATS, encoded
 from .shelf import Shelf, Slip
 from .speech_request import SpeechRequest, VoiceRequest, parse
 from .voices import MOST_URL, Voices, recording_of
 
-_AHEAD = 256  # chunks buffered for a client, ten minutes of speech; only a full buffer keeps its slot occupied
 _ESCAPED = 12  # the most bytes of JSON for one character, as in "\ud83d\ude00"
 
 _Body = TypeVar("_Body", SpeechRequest, VoiceRequest)
@@ -56,13 +58,14 @@ def application(
     queue: int = 16,
     max_characters: int = 4096,
     cors: Collection[str] = (),
+    page: bool = True,
 ) -> Starlette:
     """The ASGI application of a shelf of bundles, or of one loaded bundle.
 
     `voices` are those that base bundles can clone. `slots` requests are served at a time and `queue` more wait; beyond
     that the answer is 503. `max_characters` bounds `input`, `instructions` and `ref_text` each. With an `api_key`,
-    every path except `/health` requires it as a bearer token. Web pages of the origins in `cors`, or of any for `*`,
-    may send requests.
+    every path except `/health` and those of the page requires it as a bearer token. Web pages of the origins in `cors`,
+    or of any for `*`, may send requests. `page` serves a page at `/` on which people try the voices.
     """
     shelf = models if isinstance(models, Shelf) else Shelf.of(models)
     desk = Desk(shelf, voices or Voices({}), slots, queue, max_characters)
@@ -75,10 +78,12 @@ def application(
         allow_headers=["*"],
         allow_private_network=True,
     )
-    key = Middleware(_KeyRequired, api_key=api_key or "")
+    shown = web.routes() if page else []
+    key = Middleware(_KeyRequired, api_key=api_key or "", open_paths={"/health", *(route.path for route in shown)})
     return Starlette(
         routes=[
             Route("/v1/audio/speech", api.speech, methods=["POST"]),
+            WebSocketRoute("/v1/audio/speech/stream", partial(converse, desk, cors)),
             Route("/v1/audio/voices", api.list_voices),
             Route("/v1/audio/voices", api.add_voice, methods=["POST"]),
             Route("/v1/audio/voices/{name}", api.delete_voice, methods=["DELETE"]),
@@ -86,6 +91,7 @@ def application(
             Route("/v1/models", api.list_models),
             Route("/v1/models/{name:path}", api.show_model),
             Route("/health", api.health),
+            *shown,
         ],
         middleware=[*[origins] * bool(cors), *[key] * bool(api_key)],
         exception_handlers=dict.fromkeys((HTTPException, Qwen3TTSError, Busy, ClientDisconnect), _answer),
@@ -185,32 +191,21 @@ class _Speaking:
         self._events = self._wanted.stream_format == "sse"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ready, audio = anyio.create_memory_object_stream[bytes | Exception](_AHEAD)
+        ready, audio = anyio.create_memory_object_stream[bytes | Exception](AHEAD)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch, receive, tasks.cancel_scope.cancel)
-            tasks.start_soon(self._make, ready)
+            tasks.start_soon(self._desk.make, self._order, self._pieces, ready)
             await self._send(audio, scope, receive, send)
             tasks.cancel_scope.cancel()
 
-    async def _make(self, ready: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Takes a slot and speaks. An error is passed on in place of the next chunk, and ends the speech."""
-        with ready:
-            try:
-                async with self._desk.speech(self._order) as stream:
-                    pieces = self._pieces(stream)
-                    while (piece := await to_thread.run_sync(next, pieces, None)) is not None:
-                        await ready.send(piece)
-            except Exception as error:  # of the request, the runtime, a codec, or a fault of this program
-                await ready.send(error)
-
     def _pieces(self, stream: SpeechStream) -> Iterator[bytes]:
         """The speech as it is sent: encoded, at its speed, in events where those are wanted."""
-        for audio in encoded(stream, self._wanted):
+        for audio in encoded(stream, self._wanted.response_format, self._wanted.speed):
             yield self._event(audio)
         if self._events:
             made, spent = len(stream.outcome.codes), len(self._order.slip.model.tokenize(self._wanted.input))
             usage = {"input_tokens": spent, "output_tokens": made, "total_tokens": spent + made}
-            yield _event(type="speech.audio.done", usage=usage, **facts(stream.outcome))
+            yield _event(type="speech.audio.done", usage=usage, **messages.facts(stream.outcome))
 
     def _event(self, audio: bytes) -> bytes:
         """Audio as OpenAI's event, or as it is. An encoder that holds all back gives an empty piece, and no event."""
@@ -231,31 +226,12 @@ class _Speaking:
         await send({"type": "http.response.body", "body": first, "more_body": True})
         async for piece in audio:
             if isinstance(piece, Exception):
-                log.error("speech broke off: %s", _in_one_line(piece))
+                fault = messages.error(*messages.failure(piece, "speech broke off"))
                 if not self._events:
                     return None  # clients notice
-                piece = _event(type="error", error=_described(500, _in_one_line(piece)))
+                piece = _event(type="error", error=fault)
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         return await send({"type": "http.response.body", "body": b""})
-
-
-def encoded(stream: SpeechStream, wanted: SpeechRequest) -> Iterator[bytes]:
-    """Speech in the format and at the speed of a request; joined a file. Pieces may be empty."""
-    encoder = Encoder(wanted.response_format, stream.sample_rate)
-    tempo = None if wanted.speed == 1 else Tempo(wanted.speed, stream.sample_rate)
-    for chunk in stream:
-        yield encoder.encode(tempo(chunk) if tempo else chunk)
-    yield (encoder.encode(tempo.finish()) if tempo else b"") + encoder.finish()
-
-
-def facts(outcome: Outcome) -> dict[str, Any]:
-    """What a client may want to know of finished speech."""
-    return {
-        "stop_reason": outcome.stop_reason,
-        "seed": outcome.seed,
-        "first_audio_seconds": outcome.timings.first_audio,
-        "real_time_factor": outcome.real_time_factor,
-    }
 
 
 def _event(**data: Any) -> bytes:
@@ -270,15 +246,17 @@ async def _watch(receive: Receive, cancel: Callable[[], None]) -> None:
 
 
 class _KeyRequired:
-    """Rejects requests without the key, except to /health."""
+    """Rejects requests without the key, except to the paths that are open."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
-        self._app, self._expected = app, api_key.encode()
+    def __init__(self, app: ASGIApp, api_key: str, open_paths: Collection[str]) -> None:
+        self._app, self._expected, self._open = app, api_key.encode(), open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
+        if scope["type"] != "lifespan" and scope["path"] not in self._open:
             scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").strip().partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._expected):
+                if scope["type"] == "websocket":
+                    return await send({"type": "websocket.close", "code": 1008})
                 refused = _error(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})
                 return await refused(scope, receive, send)
         return await self._app(scope, receive, send)
@@ -289,30 +267,18 @@ async def _answer(_: Request, error: Exception) -> Response:
 
 
 def _response(error: Exception) -> Response:
-    """The answer to a request that failed; noted in the log where this server, not its client, is to blame."""
-    match error:
-        case HTTPException():
-            return _error(error.status_code, error.detail, error.headers)
-        case UnknownModel():
-            return _error(404, str(error))
-        case RequestError() | AudioError():
-            return _error(400, _in_one_line(error))
-        case Busy():
-            return _error(503, str(error), {"Retry-After": "1"})
-        case ClientDisconnect():
-            return Response(status_code=499)  # never read
-    log.error("speech failed: %s", _in_one_line(error))
-    return _error(500, _in_one_line(error))
+    """The answer to a request that failed."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # never read
+    if isinstance(error, HTTPException):
+        return _error(error.status_code, error.detail, error.headers)
+    status, told = messages.failure(error)
+    return _error(status, told, {"Retry-After": "1"} if isinstance(error, Busy) else None)
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error in the form that OpenAI's clients expect."""
-    return JSONResponse({"error": _described(status, message)}, status, headers)
-
-
-def _described(status: int, message: str) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"message": message, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": messages.error(status, message)}, status, headers)
 
 
 def _describe(name: str, slip: Slip) -> dict[str, Any]:
@@ -329,11 +295,6 @@ def _describe(name: str, slip: Slip) -> dict[str, Any]:
         "default_voice": model.default_voice,
         "loaded": slip.synthesizer is not None,
     }
-
-
-def _in_one_line(error: Exception) -> str:
-    line = first_line(error)
-    return line if isinstance(error, Qwen3TTSError) else f"{type(error).__name__}: {line}"
 
 
 def listen(host: str, port: int) -> socket.socket:
