@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .engine import Codes, Engine, Floats, Session
 from .prompt import Prompt
 from .sampling import Sampling, TalkerSampler, exponential
-from .speech import Outcome, StopReason, Timings
+from .speech import Closed, Outcome, StopReason, Timings
 from .voice import VoicePrompt
 
 LARGEST_CHUNK = 16  # frames decoded in one call; 32 are 3 % faster and take 200 MB more
@@ -35,6 +36,7 @@ class Request:
     max_frames: int | None  # for all pieces together
     positions: int  # the most that a prompt and its speech may take
     reading: Sequence[float] = ()  # seconds that a slow reader takes for each piece
+    closed: threading.Event = field(default_factory=threading.Event)  # once it is set, there is no further frame
     ends: list[int] = field(default_factory=list)  # the frame at which each piece ended; grows while they are spoken
 
     def expected_frames(self, frames_per_second: float) -> int:
@@ -121,6 +123,7 @@ class Utterance:
         full = len(prompt) + limit >= request.positions
         self.stop_reason: StopReason = "cache_full" if full else "max_frames"
         self._session, self._prompt, self._voice, self._limit = session, prompt, request.voice, limit
+        self._closed = request.closed
         # Two streams of random numbers, so that neither depends on how many the other has drawn. Each piece restarts
         # them: a designed voice then varies less from piece to piece.
         talker, code_predictor = map(_generator, np.random.SeedSequence(request.seed).spawn(2))
@@ -136,6 +139,8 @@ class Utterance:
         prefill, text = session.embed(self._prompt, self._voice)
         logits, hidden = session.talk(prefill)
         for number in range(self._limit):
+            if self._closed.is_set():
+                raise Closed
             first_code = self._sampler(logits)
             if first_code == self._sampler.end_id:
                 self.stop_reason = "eos"

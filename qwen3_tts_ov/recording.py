@@ -158,7 +158,7 @@ def _audible_seconds(samples: NDArray[np.float32], rate: int) -> NDArray[np.floa
 
 def _read_named(name: str) -> tuple[str, NDArray[np.float32], int]:
     if name.lower().startswith("data:"):
-        return "the data URL", *_decode(_data_url(name), "the data URL")
+        return "the data URL", *_decode(data_url(name), "the data URL")
     check_named(name)
     mode = Path(name).stat().st_mode
     if stat.S_ISDIR(mode):
@@ -187,8 +187,8 @@ def _drain(file: Any, name: str) -> bytes:
     return data
 
 
-def _data_url(url: str) -> bytes:
-    """The bytes of `data:audio/wav;base64,...`."""
+def data_url(url: str) -> bytes:
+    """The bytes of `data:audio/wav;base64,...`. Raises AudioError."""
     head, comma, content = url.partition(",")
     raw = unquote_to_bytes(content)
     try:

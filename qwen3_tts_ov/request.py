@@ -85,6 +85,13 @@ def check_request(
         check_text(model, reference_text, "the reference text")
 
 
+def takes_instructions(model: Model) -> bool:
+    """Whether a model can be told in words how to speak, or as whom."""
+    return model.kind == "voice_design" or (
+        model.kind == "custom_voice" and model.config.get("tts_model_size") != "0b6"
+    )
+
+
 def check_recording(model: Model, reference_text: str | None) -> None:
     """Raises RequestError unless the model can clone, and the text of a recording, if it is given, can be spoken."""
     if model.kind != "base":
@@ -93,8 +100,8 @@ def check_recording(model: Model, reference_text: str | None) -> None:
         check_text(model, reference_text, "the reference text")
 
 
-def check_options(options: Options) -> None:
-    """Raises RequestError for an unknown option; those of sampling are checked where they are used."""
+def sampling(model: Model, options: Options) -> tuple[Sampling, Sampling]:
+    """How talker and code predictor are to sample. Raises RequestError for an unknown option or one out of range."""
     if unknown := set(options) - set(Options.__annotations__):
         known = Options.__annotations__
         near = names.near(min(unknown), known)
@@ -103,9 +110,16 @@ def check_options(options: Options) -> None:
         check_whole("seed", seed, 0, 2**63 - 1)
     if (max_frames := options.get("max_frames")) is not None:
         check_whole("max_frames", max_frames, 1, MOST_FRAMES)
+    try:
+        generation = {**model.generation, **options}
+        talker, code_predictor = Sampling.talker(generation), Sampling.code_predictor(generation)
+    except (ValueError, TypeError) as error:
+        raise RequestError(str(error)) from None
+    _check_candidates(model, code_predictor)
+    return talker, code_predictor
 
 
-def check_candidates(model: Model, code_predictor: Sampling) -> None:
+def _check_candidates(model: Model, code_predictor: Sampling) -> None:
     """Raises RequestError where codes are to be drawn from more candidates than the model's graph holds."""
     most, top_k = model.sizes and model.sizes.candidates, code_predictor.top_k
     if most and code_predictor.do_sample and not 0 < top_k <= most:
@@ -145,7 +159,7 @@ def _check_speaker(model: Model, voice: Voice | None, instruct: str | None, fiel
         clones = "; only a base bundle clones a recording" if Path(voice).suffix else ""
         near = names.near(voice, model.speakers)
         raise RequestError(f"unknown voice {voice!r}{near}; this bundle has: {known}{clones}")
-    if instruct and model.config.get("tts_model_size") == "0b6":
+    if instruct and not takes_instructions(model):
         raise RequestError(f"0.6B models do not follow an instruction; leave {fields.instruct} out or use a 1.7B one")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -63,10 +64,15 @@ class Speech(Outcome):
         audio.write(path, self.waveform, self.sample_rate)
 
 
+class Closed(Exception):
+    """Raised by a generation whose stream was closed meanwhile."""
+
+
 class SpeechStream(Iterator[NDArray[np.float32]]):
     """Chunks of speech as they are generated, float32 [samples]. They are not kept, so memory stays bounded.
 
-    A stream belongs to one thread. Closing it, leaving its `with` block or dropping it stops the generation.
+    A stream is read by one thread. Closing it, leaving its `with` block or dropping it stops the generation. `closed`
+    is what the generation looks at before each frame.
     """
 
     def __init__(
@@ -74,18 +80,23 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
         chunks: Generator[NDArray[np.float32], None, Outcome],
         sample_rate: int,
         expected_seconds: Callable[[], float],
+        closed: threading.Event,
     ) -> None:
         self.sample_rate = sample_rate
         self._expected_seconds = expected_seconds
-        self._chunks = chunks
+        self._chunks, self._closed = chunks, closed
+        self._reading = threading.Lock()
         self._outcome: Outcome | None = None
 
     def __next__(self) -> NDArray[np.float32]:
-        try:
-            return next(self._chunks)
-        except StopIteration as stop:
-            self._outcome = self._outcome or stop.value
-            raise
+        with self._reading:
+            try:
+                return next(self._chunks)
+            except StopIteration as stop:
+                self._outcome = self._outcome or stop.value
+                raise
+            except Closed:
+                raise StopIteration from None
 
     def __enter__(self) -> SpeechStream:
         return self
@@ -94,8 +105,13 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
         self.close()
 
     def close(self) -> None:
-        """Stops the generation; does nothing if it has ended."""
-        self._chunks.close()
+        """Stops the generation; does nothing if it has ended.
+
+        Any thread may do so: one that reads then gets no further chunk, and its generation stops before the next frame.
+        """
+        self._closed.set()
+        with self._reading:
+            self._chunks.close()
 
     @property
     def expected_seconds(self) -> float:

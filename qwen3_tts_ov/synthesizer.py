@@ -21,7 +21,6 @@ from .model import Model
 from .prompt import Prompt
 from .recording import Source
 from .request import Options, Voice
-from .sampling import Sampling
 from .speech import Speech, SpeechStream
 from .voice import VoicePrompt
 
@@ -142,13 +141,7 @@ class Synthesizer:
         """Checks everything, encodes a recording and plans the prompts of all pieces."""
         model = self.model
         request.check_request(model, spoken, voice, instruct, language, reference_text)
-        request.check_options(options)
-        try:
-            generation = {**model.generation, **options}
-            talker, code_predictor = Sampling.talker(generation), Sampling.code_predictor(generation)
-        except (ValueError, TypeError) as error:
-            raise RequestError(str(error)) from None
-        request.check_candidates(model, code_predictor)
+        talker, code_predictor = request.sampling(model, options)
         seed, max_frames = options.get("seed"), options.get("max_frames")
         cloned = self._clone(voice, reference_text) if model.kind == "base" else None
         speaker = voice if isinstance(voice, str) else model.default_voice
@@ -218,4 +211,4 @@ class Synthesizer:
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
         rate, chunks = self.model.sample_rate, speak(self.engine, checked, chunk_sizes(first_chunk))
         per_second = rate / self.model.samples_per_frame
-        return SpeechStream(chunks, rate, lambda: checked.expected_frames(per_second) / per_second)
+        return SpeechStream(chunks, rate, lambda: checked.expected_frames(per_second) / per_second, checked.closed)

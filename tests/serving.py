@@ -14,9 +14,9 @@ SPEECH = "/v1/audio/speech"
 
 
 @contextmanager
-def served(app: ASGIApp) -> Iterator[httpx2.Client]:
+def served(app: ASGIApp, port: int = 0) -> Iterator[httpx2.Client]:
     """Serves `app`, and gives a client for it."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -286,12 +287,18 @@ def bench(
 
 @commands.command()
 def serve(
-    bundle: BundleArgument,
+    bundles: Annotated[list[str], typer.Argument(help="Bundles' folders or Hub ids; the first is the default.")],
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     voices: Annotated[Path | None, typer.Option(help="A folder of voices saved by `voice`, to clone.")] = None,
+    change_voices: Annotated[
+        bool, typer.Option("--change-voices", help="Let clients save voices in that folder, and delete them.")
+    ] = False,
     api_key: Annotated[
         str | None, typer.Option(envvar="QWEN3_TTS_API_KEY", help="The key that clients must send.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GB that loaded bundles may take together [what is free].")
     ] = None,
     slots: Annotated[
         int,
@@ -302,33 +309,43 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(help="An origin whose web pages may send requests; * is any. Repeatable.")
     ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="A page at / to try the voices.")] = True,
     revision: Revision = None,
     device: Devices = None,
     properties: Properties = None,
 ) -> None:
-    """Serve speech over HTTP as OpenAI does: /v1/audio/speech, /v1/audio/voices, /v1/models, /health."""
+    """Serve speech over HTTP as OpenAI does (/v1/audio/speech, /v1/models ...), and on a page in the browser."""
     try:
         from . import server
+        from .shelf import Shelf, bundle_slip
+        from .voices import Voices
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         raise RequestError(f"{missing} is missing; pip install 'qwen3-tts-ov[serve]'") from None
 
-    loaded = _open(bundle, revision, verify=True)
-    if (voices is None) == (loaded.kind == "base"):
-        raise RequestError("a base bundle needs --voices, a folder of saved voices; no other kind takes it")
-    prompts = None if voices is None else server.load_voices(voices)
+    loaded = {name: _open(name, revision, verify=True) for name in bundles}
+    if voices is not None and not any(bundle.kind == "base" for bundle in loaded.values()):
+        raise RequestError("--voices is for a base bundle; no other kind takes it")
+    if change_voices and voices is None:
+        raise RequestError("--change-voices needs --voices, the folder where they are saved")
+    saved = None if voices is None else Voices.load(voices, change_voices)
+    shelf = Shelf(
+        [bundle_slip(bundle, partial(_compile, bundle, device, properties), [name]) for name, bundle in loaded.items()],
+        None if memory is None else round(memory * 1e9),
+    )
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
         people.print(f"there is no API key: anyone who can reach {host} can use this server")
     listener = server.listen(host, port)  # a port in use is told before the graphs are compiled
+    shelf.load_default()
     application = server.application(
-        _compile(loaded, device, properties),
-        voices=prompts,
+        shelf,
+        voices=saved,
         api_key=api_key,
         slots=slots,
         queue=queue,
         max_characters=max_characters,
         cors=cors or (),
-        aliases=[bundle, loaded.manifest["variant"], loaded.manifest["bundle_id"]],
+        page=page,
     )
     server.serve(application, listener)
 

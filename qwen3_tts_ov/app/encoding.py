@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from ..audio import pcm16
 
 if TYPE_CHECKING:
     import av
+
+    from ..speech import SpeechStream
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ FORMATS = {
     "wav": _Format("audio/wav"),
     "pcm": _Format("audio/pcm"),
 }
+
+
+def encoded(stream: SpeechStream, form: str, speed: float) -> Iterator[bytes]:
+    """Speech in a format, one of FORMATS, at a speed; joined a file. Pieces may be empty."""
+    encoder = Encoder(form, stream.sample_rate)
+    tempo = None if speed == 1 else Tempo(speed, stream.sample_rate)
+    for chunk in stream:
+        yield encoder.encode(tempo(chunk) if tempo else chunk)
+    yield (encoder.encode(tempo.finish()) if tempo else b"") + encoder.finish()
 
 
 class Encoder:

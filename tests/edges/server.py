@@ -12,6 +12,7 @@ import numpy as np
 
 from qwen3_tts_ov import VoicePrompt
 from qwen3_tts_ov.app.server import application
+from qwen3_tts_ov.app.voices import Voices
 from qwen3_tts_ov.engine import Session
 from tests.serving import SPEECH, served
 
@@ -40,10 +41,10 @@ def ask(
     return do
 
 
-def saved(desk: Desk) -> dict[str, VoicePrompt]:
+def saved(desk: Desk) -> Voices:
     """The voices of a base bundle's server."""
     width = desk.synthesizer("base").model.config["talker_config"]["hidden_size"]
-    return {name: VoicePrompt(np.zeros(width, np.float32)) for name in ("Alice", "my_voice")}
+    return Voices({name: VoicePrompt(np.zeros(width, np.float32)) for name in ("Alice", "my_voice")})
 
 
 def told(answer: httpx2.Response) -> str:

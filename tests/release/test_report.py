@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page
 
 from pipeline import report as html
 from pipeline.stage import output, read_metrics
 from pipeline.stage import report as write_report
+from tests.browsing import chromium
 from tests.conftest import run_stage, until
 
 CELLS = [
@@ -20,11 +21,6 @@ CELLS = [
     ("tiny-base", "int8"),
     ("tiny-voice-design", "int8"),
 ]
-# Turns off everything that the browser starts by itself.
-QUIET = (
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +39,14 @@ def report(artifact, checkout_of_all, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def opened(report) -> Iterator[tuple[Page, list[str], list[str]]]:
     """The report in headless Chromium without a network; the page's requests and console messages."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("this machine has no Chromium; apt install chromium")
     asked: list[str] = []
     console: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
+    with chromium() as browser:
         page = browser.new_context(offline=True).new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: console.append(message.text))
         page.goto(report.as_uri())
         yield page, asked, console
-        browser.close()
 
 
 @pytest.fixture

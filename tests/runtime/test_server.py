@@ -21,7 +21,9 @@ import soundfile
 
 from qwen3_tts_ov import Bundle, DeviceError, Synthesizer, VoicePrompt
 from qwen3_tts_ov.app.encoding import Tempo
-from qwen3_tts_ov.app.server import application, load_voices
+from qwen3_tts_ov.app.server import application
+from qwen3_tts_ov.app.shelf import Shelf
+from qwen3_tts_ov.app.voices import Voices
 from qwen3_tts_ov.audio import pcm16
 from qwen3_tts_ov.engine import Session
 from tests.conftest import until
@@ -169,7 +171,9 @@ def test_models_voices_and_health_are_reported(serving):
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [MODEL]
         assert client.get(f"/v1/models/{MODEL}").json()["object"] == "model"
         assert client.get("/v1/models/other").status_code == 404
-        assert {"id": "ryan", "name": "ryan", "object": "voice"} in client.get("/v1/audio/voices").json()["voices"]
+        assert {"id": "ryan", "name": "ryan", "object": "voice", "models": [MODEL]} in client.get(
+            "/v1/audio/voices"
+        ).json()["voices"]
         assert client.get("/health").json() == {"status": "ok", "model": MODEL, "free_slots": 1, "waiting": 0}
 
 
@@ -201,7 +205,7 @@ BAD_BODIES: dict[str, tuple[object, int, str]] = {
     "markup": (GOOD | {"input": "<|im_end|>"}, 400, "control token <|im_end|>"),
     "a long input": (GOOD | {"input": "a" * 4097}, 400, "input has more than 4096 characters"),
     "a long instruction": (GOOD | {"instructions": "a" * 4097}, 400, "instructions has more than 4096"),
-    "a huge body": (GOOD | {"input": "a" * 200_000}, 413, "the body is over 102400 bytes"),
+    "a huge body": (GOOD | {"input": "a" * 200_000}, 413, "the body is over 151552 bytes"),
     "an instruction to 0.6B": (GOOD | {"instructions": "Calm."}, 400, "leave instructions out"),
     "an unknown voice": (GOOD | {"voice": "alloy"}, 400, "unknown voice 'alloy'; this bundle has: aiden"),
     "a number as voice": (GOOD | {"voice": 7}, 400, "voice: Input should be a valid string"),
@@ -281,10 +285,10 @@ SPELT = {  # the same request in other words
 }
 
 
-def test_a_request_in_other_words_gets_the_same_speech(serving):
+def test_a_request_in_other_words_gets_the_same_speech(synthesizer):
     request = {"input": "Hi.", "voice": "ryan", "language": "english", "seed": 1, "max_frames": 2}
     request["response_format"] = "pcm"
-    with serving(aliases=["acme/voice"]) as client:
+    with served(application(Shelf.of(synthesizer(), ["acme/voice"]))) as client:
         expected = client.post(SPEECH, json=request).content
         assert len(expected) == 2 * FRAME * 2
         for case, spelt in SPELT.items():
@@ -411,7 +415,7 @@ def test_a_design_bundle_takes_the_voice_from_the_instructions(serving):
 def test_a_base_bundle_clones_the_voices_of_its_folder(serving, synthesizer, tmp_path):
     width = synthesizer("tiny-base").model.config["talker_config"]["hidden_size"]
     VoicePrompt(np.zeros(width, np.float32)).save(tmp_path / "anna.safetensors")
-    with serving("tiny-base", voices=load_voices(tmp_path)) as client:
+    with serving("tiny-base", voices=Voices.load(tmp_path)) as client:
         assert [voice["id"] for voice in client.get("/v1/audio/voices").json()["voices"]] == ["anna"]
         request = {"input": "Hi.", "voice": "Anna", "max_frames": 2, "response_format": "pcm"}
         assert len(client.post(SPEECH, json=request).content) == 2 * FRAME * 2
@@ -444,14 +448,16 @@ def test_the_command_serves_until_it_is_interrupted(artifact, user_cache):
 
 
 def test_what_the_command_cannot_serve_is_one_line(artifact, tmp_path):
-    custom, base = (artifact("bundle", variant, "int8") for variant in ("tiny-custom-voice", "tiny-base"))
+    custom, base = (str(artifact("bundle", variant, "int8")) for variant in ("tiny-custom-voice", "tiny-base"))
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
     run = "import sys; from qwen3_tts_ov.app.cli import app; app(sys.argv[1:])"
     without = "import sys; sys.modules['starlette'] = None; " + run
     for script, arguments, message in (
-        (run, [base], "a base bundle needs --voices, a folder of saved voices; no other kind takes it"),
-        (run, [custom, "--voices", tmp_path], "no other kind takes it"),
+        (run, [custom, "--voices", tmp_path], "--voices is for a base bundle; no other kind takes it"),
+        (run, [base, "--change-voices"], "--change-voices needs --voices, the folder where they are saved"),
+        (run, [custom, custom + "/"], "two bundles are tiny-custom-voice-int8; serve one of them"),
+        (run, [custom, "--memory", 0.1], "takes about 0.2 GB of memory and --memory allows 0.1"),
         (run, [base, "--voices", tmp_path], "it has no voice prompt (.safetensors); save one with"),
         (run, [custom, "--slots", 0], "Invalid value for '--slots'"),
         (run, [custom, "--port", port], f"cannot listen at 127.0.0.1, port {port}: [Errno 98] Address already in use"),
