@@ -20,10 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import names
 from .errors import BundleError, boundary, first_line
 from .home import some_home
 from .model import Model, Sizes
+from .names import near
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -345,13 +345,13 @@ def _sizes(parts: Mapping[str, Mapping[str, Any]]) -> Sizes:
     return Sizes(**found)
 
 
-def _fetch(repo: str, revision: str | None, near: str) -> Path:
+def _fetch(repo: str, revision: str | None, hint: str) -> Path:
     """Fetches the manifest, then the files it lists; returns their folder in the Hub's cache.
 
-    `near` goes into an error's message: a folder may have been meant.
+    `hint` goes into an error's message: a folder may have been meant.
     """
     name = repo if revision is None else f"{repo} at {revision}"
-    with boundary(BundleError, f"{name}{near}", _hub_reason):
+    with boundary(BundleError, f"{name}{hint}", _hub_reason):
         with some_home():
             from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -429,7 +429,7 @@ def _near(source: str | os.PathLike[str]) -> str:
     """A suggestion for the first part of a path that does not exist."""
     try:
         missing = next(place for place in (*reversed(Path(source).parents), Path(source)) if not place.exists())
-        return names.near(missing.name, (place.name for place in missing.parent.iterdir() if place.is_dir()))
+        return near(missing.name, (place.name for place in missing.parent.iterdir() if place.is_dir()))
     except (OSError, ValueError, StopIteration):  # a folder that may not be listed, a name that cannot be one
         return ""
 
