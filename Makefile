@@ -15,6 +15,7 @@
 # make openvino finds the oldest OpenVINO that speaks as the newest does, and writes it down; RELEASES= tries only those
 # make sweep  measures what bits cost in words, for docs/precision.md; takes half an hour
 # make sample speaks docs/hello.flac
+# make screenshot takes docs/page.png, the server's page, with Chromium
 # make workflows checks the GitHub Actions workflows with actionlint
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .PHONY: all setup test lint prove parity golden edges view cell fleet plan remote publish summary bench openvino
-.PHONY: runtimes sweep sample workflows
+.PHONY: runtimes sweep sample screenshot workflows
 .DEFAULT_GOAL := all
 
 all: setup
@@ -144,6 +145,10 @@ sample: setup
 	$(BIN)/dvc repro bundle@mini-custom-voice-int8
 	$(BIN)/qwen3-tts-ov say artifacts/mini-custom-voice/int8/bundle --language english --seed 0 -o docs/hello.flac \
 	  "Hello. I am a small voice, and I live in this repository."
+
+screenshot: setup
+	$(BIN)/dvc repro bundle@mini-custom-voice-int8
+	$(BIN)/python -m tests.screenshot artifacts/mini-custom-voice/int8/bundle docs/page.png
 
 workflows:
 	actionlint

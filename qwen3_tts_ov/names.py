@@ -33,5 +33,10 @@ def find_language(name: str, known: Iterable[str]) -> str | None:
     return find(name, names) or find(_LANGUAGES.get(code, ""), names)
 
 
+def codes(known: Iterable[str]) -> list[str]:
+    """The codes of those known languages that have one."""
+    return sorted(code for code, name in _LANGUAGES.items() if name in set(known))
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()

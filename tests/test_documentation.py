@@ -37,6 +37,7 @@ STANDS_FOR = {
     r"\bDESIGN\b": "{design}",
     # Where a server listens.
     r"127\.0\.0\.1:8000": "127.0.0.1:{port}",
+    r"--wyoming 10200": "--wyoming 0",
     r"(qwen3-tts-ov serve [^;&|]*)": r"\1 --port {port}",
     # Nothing is installed into the environment of the tests; pip only reports what it would do.
     r"^pip install": "pip install --dry-run --quiet --no-deps --no-build-isolation --no-index",
