@@ -15,7 +15,7 @@
 # make openvino finds the oldest OpenVINO that speaks as the newest does, and writes it down; RELEASES= tries only those
 # make sweep  measures what bits cost in words, for docs/precision.md; takes half an hour
 # make sample speaks docs/hello.flac
-# make screenshot pictures the report of what is built: docs/report.png; ARTIFACTS= where it lies, CHROMIUM= the browser
+# make screenshot pictures the server's page and the report of what is built, with Chromium: docs/page.png, docs/report.png
 # make workflows checks the GitHub Actions workflows with actionlint
 
 PYTHON ?= python3
@@ -146,12 +146,13 @@ sample: setup
 	$(BIN)/qwen3-tts-ov say artifacts/mini-custom-voice/int8/bundle --language english --seed 0 -o docs/hello.flac \
 	  "Hello. I am a small voice, and I live in this repository."
 
-ARTIFACTS ?= artifacts
 CHROMIUM ?= chromium
 screenshot: setup
-	$(BIN)/python -m pipeline.report artifacts=$(ARTIFACTS)
+	$(BIN)/dvc repro bundle@mini-custom-voice-int8
+	$(BIN)/python -m tests.screenshot artifacts/mini-custom-voice/int8/bundle docs/page.png
+	$(BIN)/python -m pipeline.report
 	$(CHROMIUM) --headless --no-sandbox --hide-scrollbars --window-size=800,885 --screenshot=docs/report.png \
-	  file://$(abspath $(ARTIFACTS))/report.html
+	  file://$(abspath artifacts)/report.html
 
 workflows:
 	actionlint

@@ -34,6 +34,11 @@ def find_language(name: str, known: Iterable[str]) -> str | None:
     return find(name, names) or find(_LANGUAGES.get(code, ""), names)
 
 
+def codes(known: Iterable[str]) -> list[str]:
+    """The codes of those known languages that have one."""
+    return sorted(code for code, name in _LANGUAGES.items() if name in set(known))
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'ryan'?)`: the known name that is spelled most like an unknown one; nothing if none is close."""
     names = {_plain(each): each for each in known}

@@ -42,6 +42,7 @@ STANDS_FOR = {
     "--property NPUW_ONLINE_PIPELINE=NONE",
     # Where a server listens.
     r"127\.0\.0\.1:8000": "127.0.0.1:{port}",
+    r"--wyoming 10200": "--wyoming 0",
     r"(qwen3-tts-ov serve [^;&|]*)": r"\1 --port {port}",
     # Nothing is installed into the environment of the tests; pip only reports what it would do.
     r"^pip install": "pip install --dry-run --quiet --no-deps --no-build-isolation --no-index",

@@ -309,6 +309,9 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(help="An origin whose web pages may send requests; * is any. Repeatable.")
     ] = None,
+    wyoming: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="A port on which Home Assistant finds its voices.")
+    ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="A page at / to try the voices.")] = True,
     revision: Revision = None,
     device: Devices = None,
@@ -319,9 +322,13 @@ def serve(
         from . import server
         from .shelf import Shelf, bundle_slip
         from .voices import Voices
+
+        if wyoming is not None:
+            from . import home_assistant  # noqa: F401
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
-        raise RequestError(f"{missing} is missing; pip install 'qwen3-tts-ov[serve]'") from None
+        extra = "wyoming" if missing in ("wyoming", "zeroconf") else "serve"
+        raise RequestError(f"{missing} is missing; pip install 'qwen3-tts-ov[{extra}]'") from None
 
     loaded = {name: _open(name, revision, verify=True) for name in bundles}
     if voices is not None and not any(bundle.kind == "base" for bundle in loaded.values()):
@@ -333,8 +340,9 @@ def serve(
         [bundle_slip(bundle, partial(_compile, bundle, device, properties), [name]) for name, bundle in loaded.items()],
         None if memory is None else round(memory * 1e9),
     )
-    if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
-        people.print(f"there is no API key: anyone who can reach {host} can use this server")
+    if host not in ("127.0.0.1", "::1", "localhost") and (wyoming is not None or not api_key):
+        reason = "there is no API key" if not api_key else "Wyoming knows no API key"
+        people.print(f"{reason}: anyone who can reach {host} can use this server")
     listener = server.listen(host, port)  # a port in use is told before the graphs are compiled
     shelf.load_default()
     application = server.application(
@@ -346,6 +354,7 @@ def serve(
         max_characters=max_characters,
         cors=cors or (),
         page=page,
+        wyoming=None if wyoming is None else server.listen(host, wyoming),
     )
     server.serve(application, listener)
 

@@ -14,7 +14,8 @@ import hmac
 import json
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,13 +60,15 @@ def application(
     max_characters: int = 4096,
     cors: Collection[str] = (),
     page: bool = True,
+    wyoming: socket.socket | None = None,
 ) -> Starlette:
     """The ASGI application of a shelf of bundles, or of one loaded bundle.
 
     `voices` are those that base bundles can clone. `slots` requests are served at a time and `queue` more wait; beyond
     that the answer is 503. `max_characters` bounds `input`, `instructions` and `ref_text` each. With an `api_key`,
     every path except `/health` and those of the page requires it as a bearer token. Web pages of the origins in `cors`,
-    or of any for `*`, may send requests. `page` serves a page at `/` on which people try the voices.
+    or of any for `*`, may send requests. `page` serves a page at `/` on which people try the voices. At
+    `wyoming`, a socket that listens, the server also speaks Home Assistant's protocol, which knows no key.
     """
     shelf = models if isinstance(models, Shelf) else Shelf.of(models)
     desk = Desk(shelf, voices or Voices({}), slots, queue, max_characters)
@@ -93,9 +96,21 @@ def application(
             Route("/health", api.health),
             *shown,
         ],
+        lifespan=partial(_lifespan, desk, wyoming),
         middleware=[*[origins] * bool(cors), *[key] * bool(api_key)],
         exception_handlers=dict.fromkeys((HTTPException, Qwen3TTSError, Busy, ClientDisconnect), _answer),
     )
+
+
+@asynccontextmanager
+async def _lifespan(desk: Desk, listener: socket.socket | None, _: Starlette) -> AsyncIterator[None]:
+    if listener is None:
+        yield
+    else:
+        from .home_assistant import wyoming
+
+        async with wyoming(desk, listener):
+            yield
 
 
 class _Api:

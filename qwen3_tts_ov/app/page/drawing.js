@@ -1,4 +1,4 @@
-// Waveform and spectrogram, drawn while the speech arrives. Columns of 10 ms at first; when the picture is full, pairs
+// Waveform and spectrogram, drawn while the speech arrives. Columns of 4 ms at first; when the picture is full, pairs
 // of columns are merged and each stands for twice the time.
 
 const WIDTH = 1024, ROWS = 80, WINDOW = 512; // columns, frequencies, samples of a spectrum
@@ -15,7 +15,7 @@ export class Drawing {
 
   reset(rate) {
     this.rate = rate;
-    this.hop = rate / 100;
+    this.hop = rate / 250;
     this.columns = []; // {peak, levels: Uint8Array(ROWS)}
     this.tail = new Float32Array(0);
     this.draw(0);
