@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -65,11 +66,14 @@ class Speech(Outcome):
 class SpeechStream(Iterator[NDArray[np.float32]]):
     """Chunks of speech as they are generated, float32 [samples]. They are not kept, so memory stays bounded.
 
-    A stream belongs to one thread. Closing it, leaving its `with` block or dropping it stops the generation.
+    A stream belongs to one thread, except for `cancel`. Closing it, leaving its `with` block or dropping it stops the generation.
     """
 
-    def __init__(self, chunks: Generator[NDArray[np.float32], None, Outcome], sample_rate: int) -> None:
+    def __init__(
+        self, chunks: Generator[NDArray[np.float32], None, Outcome], sample_rate: int, cancelled: threading.Event
+    ) -> None:
         self.sample_rate = sample_rate
+        self._cancelled = cancelled
         self._chunks = chunks
         self._outcome: Outcome | None = None
 
@@ -86,8 +90,13 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def cancel(self) -> None:
+        """Stops the generation at its next frame, from any thread; a reader that waits then gets Cancelled."""
+        self._cancelled.set()
+
     def close(self) -> None:
         """Stops the generation; does nothing if it has ended."""
+        self._cancelled.set()
         self._chunks.close()
 
     @property

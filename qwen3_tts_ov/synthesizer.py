@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -26,6 +29,7 @@ from .voice import VoicePrompt
 
 PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut into pieces at sentences
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech
+MOST_SLOTS = 64
 FIRST_CHUNK, MOST_FIRST_CHUNK = 4, 128  # frames; the memory that decoding a chunk takes grows with it
 
 
@@ -38,8 +42,9 @@ class Synthesizer:
     all components not named. Compiled graphs are kept in `cache_dir`, by default in the user's cache, so that the
     second start is fast; False keeps none.
 
-    A batch of texts is one call per text, from as many threads as should be working: they take turns on the device
-    unless it was compiled for several at once (`properties={"default": {"NUM_STREAMS": 4}}`), each then on fewer cores.
+    `slots` is how many requests, or pieces of a long text, speak at a time in one pass over the weights: each then
+    takes longer, and all together far less (see `speak_many`). The codes of a request are the same whatever speaks
+    beside it; those of one slot, which runs a different attention kernel, may differ from those of several.
     """
 
     def __init__(
@@ -48,9 +53,11 @@ class Synthesizer:
         device: str | Mapping[str, str] = "CPU",
         properties: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
+        slots: int = 1,
     ) -> None:
         self.model = model.model if isinstance(model, Bundle) else model
-        self.engine = Engine(self.model, device, properties, cache_dir)
+        request.check_whole("slots", slots, 1, MOST_SLOTS)
+        self.engine = Engine(self.model, device, properties, cache_dir, slots)
 
     def using(self, session: MakeSession) -> Synthesizer:
         """The same compiled graphs, run through another class of session, which can record or steer what they do."""
@@ -81,9 +88,7 @@ class Synthesizer:
         DeviceError when the device fails.
         """
         # In the chunks of a stream: with bf16 the rounding depends on the chunk size.
-        stream = self._stream(self._request(text, voice, instruct, language, reference_text, options), FIRST_CHUNK)
-        waveform = np.concatenate([*stream, np.empty(0, np.float32)])
-        return Speech(**vars(stream.outcome), waveform=waveform)
+        return _whole(self._stream(self._request(text, voice, instruct, language, reference_text, options), FIRST_CHUNK))
 
     def stream(
         self,
@@ -103,6 +108,41 @@ class Synthesizer:
         """
         request.check_whole("first_chunk", first_chunk, 1, MOST_FIRST_CHUNK)
         return self._stream(self._request(text, voice, instruct, language, reference_text, options), first_chunk)
+
+    def speak_many(self, requests: Iterable[str | Mapping[str, Any]], **common: Any) -> Generator[Speech, None, None]:
+        """Speaks many texts, as many at a time as there are slots, and yields their speech in order.
+
+        A request is a text, or a mapping of `speak`'s arguments; `common` holds arguments for all. No more requests are
+        taken than are spoken at the time. Closing the generator stops those that are being spoken.
+
+        Raises what `speak` raises; the other requests are then stopped.
+        """
+        most = self.engine.batch.slots if self.engine.batch else 1
+        running: deque[tuple[SpeechStream, Future[Speech]]] = deque()
+        with ThreadPoolExecutor(most) as pool:
+            try:
+                for each in requests:
+                    if len(running) == most:
+                        yield running.popleft()[1].result()
+                    arguments = common | ({"text": each} if isinstance(each, str) else dict(each))
+                    stream = self.stream(**{"pieces_ahead": 0} | arguments)
+                    running.append((stream, pool.submit(_whole, stream)))
+                while running:
+                    yield running.popleft()[1].result()
+            finally:
+                for stream, _ in running:
+                    stream.cancel()
+
+    async def speak_many_async(
+        self, requests: Iterable[str | Mapping[str, Any]], **common: Any
+    ) -> AsyncGenerator[Speech, None]:
+        """`speak_many` for asyncio; a cancelled task, or closing the generator, stops what is being spoken."""
+        speeches, done = self.speak_many(requests, **common), object()
+        try:
+            while (found := await asyncio.shield(asyncio.to_thread(next, speeches, done))) is not done:
+                yield found  # type: ignore[misc]
+        finally:
+            await asyncio.to_thread(speeches.close)
 
     def voice_prompt(self, recording: Source, reference_text: str | None = None) -> VoicePrompt:
         """The voice of a recording, to save or to reuse; best 3 to 15 s of clean speech.
@@ -150,13 +190,25 @@ class Synthesizer:
         cloned = self._clone(voice, reference_text) if model.kind == "base" else None
         speaker = voice if isinstance(voice, str) else model.default_voice
         text_first = options.get("text_first", cloned is None)
-        cut, pieces = text.split(text.clean(spoken), PIECE_SECONDS), []
+        cut, pieces = text.split(text.clean(spoken), self._piece_seconds()), []
         for part, pause in cut:
             piece = part.strip() if len(cut) > 1 else part
             planned = self._plan(piece, speaker, cloned, instruct, language, text_first)
             pieces.append((planned, self._limit(piece, planned, max_frames), pause))
         seed = secrets.randbits(32) if seed is None else seed
-        return Request(pieces, cloned, seed, talker, code_predictor, max_frames)
+        at_once = self.engine.batch.slots if self.engine.batch else 1
+        ahead = min(options.get("pieces_ahead", at_once - 1), at_once - 1)
+        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, ahead)
+
+    def _piece_seconds(self) -> float:
+        """How long a piece of a text may be. Every piece of a designed voice would be spoken by somebody else.
+
+        So such a text is cut only where the checkpoint's own limit of frames does it, as by the official package.
+        """
+        frames = self.model.generation.get("max_new_tokens")
+        if self.model.kind != "voice_design" or frames is None:
+            return PIECE_SECONDS
+        return max(PIECE_SECONDS, frames * self.model.samples_per_frame / self.model.sample_rate)
 
     def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
         """The voice that a base model is to speak with."""
@@ -196,4 +248,10 @@ class Synthesizer:
         return min(max_frames, room)
 
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
-        return SpeechStream(speak(self.engine, checked, chunk_sizes(first_chunk)), self.model.sample_rate)
+        chunks = speak(self.engine, checked, chunk_sizes(first_chunk))
+        return SpeechStream(chunks, self.model.sample_rate, checked.cancelled)
+
+
+def _whole(stream: SpeechStream) -> Speech:
+    waveform = np.concatenate([*stream, np.empty(0, np.float32)])
+    return Speech(**vars(stream.outcome), waveform=waveform)
