@@ -286,10 +286,12 @@ class _PagedTalker:
         caches = {port.any_name: port for port in model.inputs if "_cache." in port.any_name}
         shape = [size.get_length() for size in list(caches["key_cache.0"].partial_shape)[1:]]
         self.blocks = Blocks(-(-positions // shape[1]) + 1, shape[1])
+        self._pools: list[NDArray[Any]] = []
         for name, port in caches.items():
-            # numpy's zeros take no memory before they are written
+            # numpy's zeros take no memory before they are written; the tensor does not keep them alive
             sizes = [size.get_length() for size in list(port.partial_shape)[1:]]
             pool = np.zeros([self.blocks.count, *sizes], port.element_type.to_dtype())
+            self._pools.append(pool)
             request.set_tensor(name, ov.Tensor(pool, shared_memory=True))
         self._dummy_blocks = self.blocks.take(1)
         self.blocks.count -= 1

@@ -58,6 +58,17 @@ def devices() -> dict[str, str]:
         return {name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices}
 
 
+def why_alone(device: str) -> str:
+    """Why requests cannot share passes of a talker on this device; empty if they can."""
+    if device.partition(".")[0] != "CPU":
+        return f"the talker runs on {device}, and only the CPU's paged attention has been tried"
+    try:
+        from openvino._offline_transformations import paged_attention_transformation  # noqa: F401
+    except ImportError:
+        return "this OpenVINO has no paged attention for Python"
+    return ""
+
+
 class Engine:
     """Compiles each graph for its device and hands out sessions. Safe to share between threads.
 
@@ -92,7 +103,7 @@ class Engine:
         self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
-        self.why_alone = self._why_alone() if slots > 1 else "one slot"
+        self.why_alone = why_alone(str(self._devices.get("talker", self._devices[DEFAULT]))) if slots > 1 else "one slot"
         self._session: MakeSession = Session
         self._free: list[Session] = []
         # The largest first: a graph is in memory twice while it is compiled.
@@ -182,17 +193,6 @@ class Engine:
         if (available := memory.available_bytes()) is not None:
             positions = min(positions, int(_MEMORY_SHARE * available) // _cache_bytes(talker))
         return Batch(slots, talker, predictors, positions, _infer)
-
-    def _why_alone(self) -> str:
-        """Why requests cannot share passes; empty if they can."""
-        device = str(self._devices.get("talker", self._devices[DEFAULT]))
-        if device.partition(".")[0] != "CPU":
-            return f"the talker runs on {device}, and only the CPU's paged attention has been tried"
-        try:
-            from openvino._offline_transformations import paged_attention_transformation  # noqa: F401
-        except ImportError:
-            return "this OpenVINO has no paged attention for Python"
-        return ""
 
     def _request(self, name: str) -> ov.InferRequest:
         with boundary(DeviceError, f"{name} failed", _reason):

@@ -100,7 +100,7 @@ def say(
     check_request(loaded.model, spoken, said_by, instruct, language, ref_text, fields)
     inputs = [path for path in (file, path_of(said_by)) if path is not None]
     outlets = outlets_for(output, play, stream, loaded.sample_rate, inputs)
-    synthesizer = _compile(loaded, device, properties)
+    synthesizer = _compile(loaded, device, properties, _slots_for(loaded, spoken, max_frames))
     speech = synthesizer.stream(spoken, said_by, instruct, language, ref_text, seed=seed, max_frames=max_frames)
     outcome = pour(speech, outlets)
     if as_json:
@@ -166,6 +166,8 @@ def devices(as_json: AsJson = False) -> None:
 @commands.command()
 def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
     """Describe a bundle."""
+    from ..engine import why_alone
+
     loaded = _open(bundle, revision)
     manifest = loaded.manifest
     if as_json:
@@ -184,6 +186,7 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
         "default voice": loaded.default_voice or "none",
         "languages": ", ".join(loaded.languages),
         "components": ", ".join(loaded.components),
+        "many at once": why_alone("CPU") or "on a CPU, in one pass over the weights",
     }
     _print_table(rows.items())
 
@@ -245,9 +248,9 @@ def serve(
         str | None, typer.Option(envvar="QWEN3_TTS_API_KEY", help="The key that clients must send.")
     ] = None,
     slots: Annotated[
-        int,
-        typer.Option(min=1, help="Requests served at a time; they take turns unless --property NUM_STREAMS is set."),
-    ] = 1,
+        int | None,
+        typer.Option(min=1, max=64, help="Requests that speak at a time, in one pass; by default by cores and memory."),
+    ] = None,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are answered 503.")] = 16,
     max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
     cors: Annotated[
@@ -257,7 +260,7 @@ def serve(
     device: Devices = None,
     properties: Properties = None,
 ) -> None:
-    """Serve speech over HTTP as OpenAI does: /v1/audio/speech, /v1/audio/voices, /v1/models, /health."""
+    """Serve speech over HTTP as OpenAI does: /v1/audio/speech, /v1/audio/voices, /v1/models, /health, /metrics."""
     try:
         from . import server
     except ModuleNotFoundError as error:
@@ -271,8 +274,9 @@ def serve(
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
         people.print(f"there is no API key: anyone who can reach {host} can use this server")
     listener = server.listen(host, port)  # a port in use is told before the graphs are compiled
+    slots = server.default_slots() if slots is None else slots
     application = server.application(
-        _compile(loaded, device, properties),
+        _compile(loaded, device, properties, slots),
         voices=prompts,
         api_key=api_key,
         slots=slots,
@@ -317,11 +321,23 @@ def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:
     return Bundle.load(source, revision, verify=verify)
 
 
-def _compile(bundle: Bundle, device: list[str] | None, properties: list[str] | None) -> Synthesizer:
+def _compile(
+    bundle: Bundle, device: list[str] | None, properties: list[str] | None, slots: int = 1
+) -> Synthesizer:
     from ..synthesizer import Synthesizer
 
     with people.status(f"Compiling {bundle.model.name} ..."):
-        return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []))
+        return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []), slots=slots)
+
+
+def _slots_for(bundle: Bundle, spoken: str, max_frames: int | None) -> int:
+    """As many slots as a text has pieces that can be spoken at once."""
+    from .. import synthesizer, text
+
+    if max_frames is not None or bundle.kind == "voice_design":
+        return 1
+    pieces = text.split(text.clean(spoken), synthesizer.PIECE_SECONDS)
+    return min(len(pieces), synthesizer.DEFAULT_SLOTS)
 
 
 def _parse_devices(given: list[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """An HTTP server with OpenAI's `/v1/audio/speech`, for programs written for that API.
 
 A request waits in a bounded queue for one of a few slots. Speech is generated at its own pace, up to minutes ahead of
-a slow client, which therefore holds no slot; when a client disconnects, its generation stops at the next chunk.
+a slow client, which therefore holds no slot; when a client disconnects, its generation stops at the next frame.
 
 | kind of bundle | `voice` | `instructions` |
 |---|---|---|
@@ -19,6 +19,7 @@ import base64
 import hmac
 import json
 import logging
+import os
 import re
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -37,13 +38,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .. import names
+from .. import memory, names
 from ..errors import AudioError, Qwen3TTSError, RequestError, boundary, first_line
 from ..request import Fields, Voice, check_request
 from ..speech import SpeechStream
 from ..synthesizer import Synthesizer
 from ..voice import VoicePrompt
 from .encoding import FORMATS, Encoder, Tempo
+from .metrics import CONTENT_TYPE, Metrics
 from .speech_request import SpeechRequest
 
 # The one bundle that is served also answers requests for OpenAI's models, and for any released Qwen3-TTS.
@@ -98,10 +100,17 @@ def application(
             Route("/v1/models", desk.list_models),
             Route("/v1/models/{name:path}", desk.show_model),
             Route("/health", desk.health),
+            Route("/metrics", desk.metrics),
         ],
         middleware=[*[origins] * bool(cors), *[key] * bool(api_key)],
         exception_handlers={HTTPException: _http_error},  # type: ignore[dict-item]
     )
+
+
+def default_slots() -> int:
+    """Two for each core, which real time allows about the 0.6B, up to 16, and up to one for each GB of free memory."""
+    available = memory.available_bytes()
+    return max(1, min(2 * (os.cpu_count() or 1), 16, 16 if available is None else available // 10**9))
 
 
 def load_voices(folder: Path) -> dict[str, VoicePrompt]:
@@ -130,6 +139,7 @@ class _Desk:
         self._max_body = _ESCAPED * 2 * max_characters + 4096
         self._model = synthesizer.model.name
         self._names = {name.lower() for name in (self._model, *aliases)}
+        self._metrics = Metrics()
 
     async def speech(self, request: Request) -> ASGIApp:
         try:
@@ -144,7 +154,9 @@ class _Desk:
         except Exception as error:
             return _failed(error)
         spent = len(self._synthesizer.model.tokenize(wanted.input)) if wanted.stream_format == "sse" else None
-        return _Speaking(stream, wanted.response_format, wanted.speed, spent, self._slots, self._queue)
+        return _Speaking(
+            stream, wanted.response_format, wanted.speed, spent, self._slots, self._queue, self._metrics
+        )
 
     async def list_voices(self, _: Request) -> Response:
         voices = self._synthesizer.model.speakers or sorted(self._voices)
@@ -160,9 +172,15 @@ class _Desk:
 
     async def health(self, _: Request) -> Response:
         slots = self._slots.statistics()
-        return JSONResponse(
-            {"status": "ok", "model": self._model, "free_slots": self._slots.value, "waiting": slots.tasks_waiting}
-        )
+        batch = self._synthesizer.engine.batch
+        found = {"status": "ok", "model": self._model, "free_slots": self._slots.value, "waiting": slots.tasks_waiting}
+        if batch is not None:
+            found |= {"speaking": batch.speaking, "free_blocks": batch.blocks.free, "blocks": batch.blocks.count}
+        return JSONResponse(found)
+
+    async def metrics(self, _: Request) -> Response:
+        self._metrics.observe(self._slots, self._synthesizer.engine.batch)
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     def _describe(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": 0, "owned_by": "qwen3-tts-ov"}
@@ -204,6 +222,7 @@ class _Desk:
             wanted.instructions,
             wanted.language,
             first_chunk=wanted.first_chunk,
+            pieces_ahead=0,  # which would take the slots of other listeners
             **wanted.options(),
         )
 
@@ -229,15 +248,22 @@ class _Speaking:
     """
 
     def __init__(
-        self, stream: SpeechStream, form: str, speed: float, spent: int | None, slots: anyio.Semaphore, queue: int
+        self,
+        stream: SpeechStream,
+        form: str,
+        speed: float,
+        spent: int | None,
+        slots: anyio.Semaphore,
+        queue: int,
+        metrics: Metrics,
     ) -> None:
         self._stream, self._format, self._speed, self._spent = stream, form, speed, spent
-        self._slots, self._queue = slots, queue
+        self._slots, self._queue, self._metrics = slots, queue, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ready, audio = anyio.create_memory_object_stream[bytes | Exception](_AHEAD)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_watch, receive, tasks.cancel_scope.cancel)
+            tasks.start_soon(_watch, receive, self._stream.cancel, tasks.cancel_scope.cancel)
             tasks.start_soon(self._make, ready)
             await self._send(audio, scope, receive, send)
             tasks.cancel_scope.cancel()
@@ -265,6 +291,7 @@ class _Speaking:
         for chunk in self._stream:
             yield self._event(encoder.encode(tempo(chunk) if tempo else chunk))
         yield self._event((encoder.encode(tempo.finish()) if tempo else b"") + encoder.finish())
+        self._metrics.spoken(self._stream.outcome)
         if self._spent is not None:
             made = len(self._stream.outcome.codes)
             usage = {"input_tokens": self._spent, "output_tokens": made, "total_tokens": self._spent + made}
@@ -304,11 +331,12 @@ def _event(**data: Any) -> bytes:
     return f"data: {json.dumps(data)}\n\n".encode()
 
 
-async def _watch(receive: Receive, cancel: Callable[[], None]) -> None:
-    """Cancels when the client disconnects."""
+async def _watch(receive: Receive, *leave: Callable[[], None]) -> None:
+    """Calls these when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    cancel()
+    for each in leave:
+        each()
 
 
 class _KeyRequired:
