@@ -10,7 +10,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
@@ -32,6 +32,9 @@ PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut 
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech
 MOST_SLOTS = 64
 FIRST_CHUNK, MOST_FIRST_CHUNK = 4, 128  # frames; the memory that decoding a chunk takes grows with it
+
+
+_Running: TypeAlias = "deque[tuple[SpeechStream, Future[Speech]]]"
 
 
 class Synthesizer:
@@ -118,32 +121,47 @@ class Synthesizer:
 
         Raises what `speak` raises; the other requests are then stopped.
         """
-        most = self.engine.batch.slots if self.engine.batch else 1
-        running: deque[tuple[SpeechStream, Future[Speech]]] = deque()
-        with ThreadPoolExecutor(most) as pool:
-            try:
-                for each in requests:
-                    if len(running) == most:
-                        yield running.popleft()[1].result()
-                    arguments = common | ({"text": each} if isinstance(each, str) else dict(each))
-                    stream = self.stream(**{"pieces_ahead": 0} | arguments)
-                    running.append((stream, pool.submit(_whole, stream)))
-                while running:
-                    yield running.popleft()[1].result()
-            finally:
-                for stream, _ in running:
-                    stream.cancel()
+        return self._many(requests, common, deque())
 
     async def speak_many_async(
         self, requests: Iterable[str | Mapping[str, Any]], **common: Any
     ) -> AsyncGenerator[Speech, None]:
-        """`speak_many` for asyncio; a cancelled task, or closing the generator, stops what is being spoken."""
-        speeches, done = self.speak_many(requests, **common), object()
+        """`speak_many` for asyncio; cancelling the task, or closing the generator, stops what is being spoken."""
+        running: _Running = deque()
+        speeches, following = self._many(requests, common, running), None
         try:
-            while (found := await asyncio.shield(asyncio.to_thread(next, speeches, done))) is not done:
-                yield found  # type: ignore[misc]
+            while True:
+                following = asyncio.create_task(asyncio.to_thread(next, speeches, None))
+                found = await asyncio.shield(following)
+                if found is None:
+                    return
+                yield found
         finally:
-            await asyncio.to_thread(speeches.close)
+            for stream, _ in list(running):
+                stream.cancel()
+            if following is not None:
+                await asyncio.wait([following])
+                following.exception()  # it is no fault that nobody is told of
+            speeches.close()
+
+    def _many(
+        self, requests: Iterable[str | Mapping[str, Any]], common: dict[str, Any], running: _Running
+    ) -> Generator[Speech, None, None]:
+        """`speak_many`; `running` holds what is being spoken, for others to cancel."""
+        most = self.engine.batch.slots if self.engine.batch else 1
+        with ThreadPoolExecutor(most) as pool:
+            try:
+                for each in requests:
+                    if len(running) == most:
+                        yield _first_of(running)
+                    arguments = {"pieces_ahead": 0} | common | ({"text": each} if isinstance(each, str) else dict(each))
+                    stream = self.stream(**arguments)
+                    running.append((stream, pool.submit(_whole, stream)))
+                while running:
+                    yield _first_of(running)
+            finally:
+                for stream, _ in running:
+                    stream.cancel()
 
     def voice_prompt(self, recording: Source, reference_text: str | None = None) -> VoicePrompt:
         """The voice of a recording, to save or to reuse; best 3 to 15 s of clean speech.
@@ -251,6 +269,13 @@ class Synthesizer:
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
         chunks = speak(self.engine, checked, chunk_sizes(first_chunk))
         return SpeechStream(chunks, self.model.sample_rate, checked.cancelled)
+
+
+def _first_of(running: _Running) -> Speech:
+    """The speech that is due, once it is there; until then it can be cancelled like the others."""
+    speech = running[0][1].result()
+    running.popleft()
+    return speech
 
 
 def _whole(stream: SpeechStream) -> Speech:
