@@ -12,6 +12,7 @@
 # make publish releases the cell of VARIANT= and PRECISION=: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
 # make summary prints a Markdown table of what is built
 # make bench  builds synthetic bundles of full size and measures them in turns with other engines; ENGINE=, ROUNDS=
+# make voices measures many voices at once, on the synthetic 0.6B bundle of `make bench`; ROUNDS=
 # make openvino finds the oldest OpenVINO that speaks as the newest does, and writes it down; RELEASES= tries only those
 # make sweep  measures what bits cost in words, for docs/precision.md; takes half an hour
 # make sample speaks docs/hello.flac
@@ -23,7 +24,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .PHONY: all setup test lint prove parity golden edges view cell fleet plan remote publish summary bench openvino
-.PHONY: runtimes sweep sample screenshot workflows
+.PHONY: runtimes sweep sample screenshot workflows voices
 .DEFAULT_GOAL := all
 
 all: setup
@@ -122,6 +123,11 @@ bench:
 	$(BIN)/dvc --cd $(VIEW) repro $(BENCH:%=bundle@%-int8) bundle@$(firstword $(BENCH))-int4 \
 	  layout_bundle@openarc-$(firstword $(BENCH))-int8
 	$(BIN)/dvc repro benchmarks/dvc.yaml
+
+voices:
+	$(MAKE) view VARIANTS=$(firstword $(BENCH)) PRECISIONS=int8
+	$(BIN)/dvc --cd $(VIEW) repro bundle@$(firstword $(BENCH))-int8
+	$(BIN)/python -m benchmarks.many_voices artifacts/$(firstword $(BENCH))/int8/bundle --rounds $(ROUNDS)
 
 RELEASES ?=
 openvino: setup

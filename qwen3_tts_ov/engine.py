@@ -19,6 +19,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from . import memory, names
+from .batching import Batch, Seat
 from .errors import DeviceError, RequestError, boundary
 from .home import some_home
 from .model import Model
@@ -33,6 +34,8 @@ _ENCODERS = ("speech_encoder", "speaker_encoder")
 _TABLES = ("text_embedding", "codec_embedding", "residual_code_embedding")
 # Virtual devices choose among the real ones, so their names are not looked up.
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
+_POSITIONS = 2048  # of the talker's cache for each slot: a piece of half a minute with its prompt, and room to spare
+_MEMORY_SHARE = 0.5  # of the memory available, that the cache may take
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]
@@ -69,12 +72,29 @@ def describe(device: str) -> dict[str, str | None]:
         return {"full_name": core.get_property(name, "FULL_DEVICE_NAME"), "driver": driver, "plugin": plugin}
 
 
+def why_alone(model: Model, device: str) -> str:
+    """Why requests cannot share passes of a model's talker on this device; empty if they can."""
+    if model.sizes is not None:
+        return "the talker's graph of fixed shapes holds one sequence"
+    if _base(device) != "CPU":
+        return f"the talker runs on {device}, and only the CPU's paged attention has been tried"
+    try:
+        from openvino._offline_transformations import paged_attention_transformation  # noqa: F401
+    except ImportError:
+        return "this OpenVINO has no paged attention for Python"
+    return ""
+
+
 class Engine:
     """Compiles each graph for its device and hands out sessions. Safe to share between threads.
 
     `device` is one for all components or a mapping by component; `properties` maps a component to compile properties,
     which take precedence over the model's own recommendation for that device. The key `default` stands for all
     components not named. Encoders are compiled when first used: only cloning needs them.
+
+    `slots` above 1 lets so many requests speak at a time in one pass over the weights; `batch` is then their scheduler.
+    It is None for one slot, and where the talker's device or this OpenVINO has no paged attention, which `why_alone`
+    says.
 
     Raises DeviceError for a device or property that OpenVINO rejects, RequestError for an unknown component.
     """
@@ -85,6 +105,7 @@ class Engine:
         device: str | Mapping[str, str],
         properties: Mapping[str, Mapping[str, Any]] | None,
         cache_dir: str | os.PathLike[str] | Literal[False] | None,
+        slots: int = 1,
     ) -> None:
         self.model = model
         self.compile_seconds: dict[str, float] = {}
@@ -103,6 +124,7 @@ class Engine:
         self._lock = threading.Lock()
         self.session_class = _session_class(model)
         self._session: MakeSession = self.session_class
+        self.why_alone = why_alone(model, self._place("talker")[0]) if slots > 1 else "one slot"
         self._free: list[Session] = []
         # The largest first: a graph is in memory twice while it is compiled.
         with boundary(DeviceError, f"{model.name}: a graph is missing"):
@@ -110,6 +132,7 @@ class Engine:
         for name in sorted(sizes, key=lambda name: -sizes[name]):
             if name not in _ENCODERS:
                 self._compile(name)
+        self.batch = None if self.why_alone else self._batch(slots)
 
     def using(self, session: MakeSession) -> Engine:
         """The same compiled graphs, run through sessions of another class: `session` is a subclass of Session."""
@@ -118,13 +141,24 @@ class Engine:
         return other
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
-        """A session for one request. Sessions are reused: there are as many as requests that ran at the same time."""
+    def session(self, positions: int = 1, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Session]:
+        """A session for one request. Sessions are reused: there are as many as requests that ran at the same time.
+
+        In a batch, waits until a slot and the cache for `positions` are free. Raises RequestError if they can never be,
+        Cancelled when `cancelled` ends the wait.
+        """
+        if self.batch is None:
+            with self._reused() as session:
+                yield session
+        else:
+            with self.batch.admitted(positions, cancelled), self._reused() as session:
+                yield session
+
+    @contextmanager
+    def _reused(self) -> Iterator[Session]:
         with self._lock:
             free = self._free.pop() if self._free else None
-        session = free or self._session(
-            {name: self._request(name) for name in self.model.graphs if name not in _ENCODERS}, self._mapped
-        )
+        session = free or self._session(self._requests(), self._mapped)
         try:
             yield session
         finally:
@@ -158,12 +192,35 @@ class Engine:
         memory.release(self._mapped)
         return found
 
+    def _requests(self) -> dict[str, Any]:
+        """A session's infer requests by component; in a batch, stand-ins for those that are shared."""
+        shared: dict[str, Any] = {}
+        if self.batch is not None:
+            seat = Seat(self.batch)
+            shared = {"talker": seat.talker, "code_predictor": seat.code_predictor}
+        names = (name for name in self.model.graphs if name not in _ENCODERS)
+        return {name: shared[name] if name in shared else self._request(name) for name in names}
+
+    def _batch(self, slots: int) -> Batch:
+        predictors = {1: self._request("code_predictor")}
+        while max(predictors) < slots:
+            size = 2 * max(predictors)
+            name = f"code_predictor of {size}"
+            self._compile("code_predictor", name, size)
+            predictors[size] = self._request(name)
+        talker = self._request("talker")
+        positions = slots * _POSITIONS
+        if (available := memory.available_bytes()) is not None:
+            positions = min(positions, int(_MEMORY_SHARE * available) // _cache_bytes(talker))
+        return Batch(slots, talker, predictors, positions, _infer)
+
     def _request(self, name: str) -> ov.InferRequest:
         with boundary(DeviceError, f"{name} failed", _reason):
             return self._compiled[name].create_infer_request()
 
-    def _compile(self, name: str) -> None:
-        if name in self._compiled:
+    def _compile(self, name: str, kept_as: str = "", size: int = 1) -> None:
+        """Compiles a component, the code predictor for a batch of `size`."""
+        if (kept_as := kept_as or name) in self._compiled:
             return
         device, recommended, default = self._place(name)
         start = time.perf_counter()
@@ -176,9 +233,13 @@ class Engine:
             if _base(device) == "NPU" and self.model.sizes is None:
                 raise DeviceError(f"{name}: an NPU takes no graph of a native bundle; load one of the npu layout")
             xml = self.model.graphs[name]
-            graph = self._for_one(xml) if name == "code_predictor" else xml
-            self._compiled[name] = self._compile_model(graph, device, chosen)
-        self.compile_seconds[name], self.compiled_for[name] = time.perf_counter() - start, device
+            graph: ov.Model | Path = xml
+            if name == "code_predictor":
+                graph = self._of_batch(xml, size)
+            elif name == "talker" and not self.why_alone:
+                graph = self._paged(xml)
+            self._compiled[kept_as] = self._compile_model(graph, device, chosen)
+        self.compile_seconds[kept_as], self.compiled_for[name] = time.perf_counter() - start, device
 
     def _place(self, name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
         """A component's device, and the properties for it: recommended, and given for all components.
@@ -219,10 +280,12 @@ class Engine:
         memory, 1.5 times as long per step and longer to start. (CACHE_MODE OPTIMIZE_SIZE leaves the weights out, but
         the plugin of 2026.4 then restores a talker without outputs.)
         """
+        if name == "talker" and not self.why_alone:
+            return False
         return name not in _TABLES and (name != "talker" or name in self.model.integer_weights)
 
-    def _for_one(self, xml: Path) -> ov.Model | Path:
-        """A graph for a batch of one: all shapes are then static, which takes a fifth off the CPU plugin's time.
+    def _of_batch(self, xml: Path, size: int) -> ov.Model | Path:
+        """A graph for one batch size: all shapes are then static, which takes a fifth off the CPU plugin's time.
 
         A stateful graph gains nothing, as the shapes of its caches stay dynamic. The graph is kept beside the compiled
         ones: OpenVINO knows a file by its name and date, but must read and hash a graph in memory, which takes longer
@@ -230,12 +293,25 @@ class Engine:
         """
         import openvino as ov
 
-        kept = Path(self._cache["CACHE_DIR"], f"{xml.stem}-1.xml") if self._cache else None
+        kept = Path(self._cache["CACHE_DIR"], f"{xml.stem}-1.xml") if self._cache and size == 1 else None
         if kept and kept.is_file():
             return kept
         graph = self._core.read_model(xml)
-        graph.reshape({port: ov.PartialShape([1, *port.partial_shape[1:]]) for port in graph.inputs})
+        batched = {
+            port: ov.PartialShape([size, *port.partial_shape[1:]])
+            for port in graph.inputs
+            if port.partial_shape[0].is_dynamic
+        }
+        graph.reshape(batched)
         return kept if kept and _keep(graph, kept) else graph
+
+    def _paged(self, xml: Path) -> ov.Model:
+        """The talker with a cache in blocks, for many sequences at a time."""
+        from openvino._offline_transformations import paged_attention_transformation
+
+        graph = self._core.read_model(xml)
+        paged_attention_transformation(graph)
+        return graph
 
 
 class Session:
@@ -364,6 +440,16 @@ def _infer(name: str, request: ov.InferRequest, inputs: Mapping[str, NDArray[Any
     """Outputs by name. They are views into the request: copy them to keep them beyond its next call."""
     with boundary(DeviceError, f"{name} failed", _reason):
         return request.infer(inputs, share_outputs=True)
+
+
+def _cache_bytes(talker: ov.InferRequest) -> int:
+    """The bytes of one position in a paged talker's cache."""
+    total = 0
+    for port in talker.get_compiled_model().inputs:
+        if "_cache." in port.any_name:
+            heads, _, size = (length.get_length() for length in list(port.partial_shape)[1:])
+            total += heads * size * port.element_type.size
+    return total
 
 
 def _cache_properties(cache_dir: str | os.PathLike[str] | Literal[False] | None, key: str | None) -> dict[str, str]:

@@ -24,6 +24,10 @@ class RequestError(Qwen3TTSError, ValueError):
     """A request that the loaded model cannot serve, or a parameter out of range."""
 
 
+class Cancelled(Qwen3TTSError):
+    """A request that its caller stopped."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

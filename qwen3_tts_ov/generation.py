@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Codes, Engine, Floats, Session
+from .errors import Cancelled
 from .prompt import Prompt
 from .sampling import Sampling, TalkerSampler, exponential
-from .speech import Closed, Outcome, StopReason, Timings
+from .speech import Outcome, StopReason, Timings
 from .voice import VoicePrompt
 
 LARGEST_CHUNK = 16  # frames decoded in one call; 32 are 3 % faster and take 200 MB more
@@ -36,7 +40,8 @@ class Request:
     max_frames: int | None  # for all pieces together
     positions: int  # the most that a prompt and its speech may take
     reading: Sequence[float] = ()  # seconds that a slow reader takes for each piece
-    closed: threading.Event = field(default_factory=threading.Event)  # once it is set, there is no further frame
+    ahead: int = 0  # the pieces that may be spoken while an earlier one is heard
+    cancelled: threading.Event = field(default_factory=threading.Event)  # once it is set, there is no further frame
     ends: list[int] = field(default_factory=list)  # the frame at which each piece ended; grows while they are spoken
 
     def expected_frames(self, frames_per_second: float) -> int:
@@ -51,23 +56,21 @@ def speak(engine: Engine, request: Request, sizes: Iterator[int]) -> Generator[F
     """Yields chunks of speech, float32 [samples], of `sizes` frames each; returns the outcome."""
     started = time.perf_counter()
     first_audio, waited, samples = 0.0, 0.0, 0
-    rate = engine.model.sample_rate
-    with engine.session() as session:
-        pieces = _Pieces(session, engine.model.config, request, sizes, rate)
-        for chunk in pieces:
+    pieces = _Pieces(engine, request, sizes)
+    with closing(iter(pieces)) as chunks:
+        for chunk in chunks:
             given = time.perf_counter()
             first_audio = first_audio or given - started
             samples += len(chunk)
             yield chunk
             waited += time.perf_counter() - given  # the time that the listener takes in between is not counted
-        seconds, calls = dict(session.seconds), dict(session.calls)
     return Outcome(
         codes=pieces.codes,
         samples=samples,
-        sample_rate=rate,
+        sample_rate=engine.model.sample_rate,
         stop_reason=pieces.stop_reason,
         seed=request.seed,
-        timings=Timings(first_audio, time.perf_counter() - started - waited, seconds, calls),
+        timings=Timings(first_audio, time.perf_counter() - started - waited, dict(pieces.seconds), dict(pieces.calls)),
     )
 
 
@@ -82,36 +85,126 @@ def chunk_sizes(first: int) -> Iterator[int]:
 class _Pieces:
     """A request being spoken: gives chunks of all its pieces with pauses between, and keeps their codes."""
 
-    def __init__(
-        self, session: Session, config: Mapping[str, Any], request: Request, sizes: Iterator[int], rate: int
-    ) -> None:
+    def __init__(self, engine: Engine, request: Request, sizes: Iterator[int]) -> None:
         self.stop_reason: StopReason = "eos"  # until a piece runs into its limit
-        self._session, self._config, self._request = session, config, request
-        self._sizes, self._rate = sizes, rate
-        self._codes: list[Codes] = [np.empty((0, config["talker_config"]["num_code_groups"]), np.int64)]
+        self.seconds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._engine, self._request, self._sizes = engine, request, sizes
+        self._codes: list[Codes] = [np.empty((0, engine.model.config["talker_config"]["num_code_groups"]), np.int64)]
 
     @property
     def codes(self) -> Codes:
         """The frames spoken so far, [frames, code groups]."""
         return np.concatenate(self._codes)
 
-    def __iter__(self) -> Iterator[Floats]:
+    def __iter__(self) -> Generator[Floats, None, None]:
         last, pause = None, 0.0
+        # How much is left of max_frames for a piece is known only once those before it have been spoken.
+        ahead = self._request.ahead if self._request.max_frames is None else 0
+        with _Ahead(ahead) as pool:
+            for piece, after in pool.in_turn(self._planned()):
+                if last is not None and piece.limit:
+                    yield _pause(last, pause, self._engine.model.sample_rate)
+                pause = after
+                for frames, chunk in pool.chunks(piece):
+                    self._codes.append(frames)
+                    last = chunk[-1]
+                    yield chunk
+                self.seconds += piece.seconds
+                self.calls += piece.calls
+                self._request.ends.append(sum(map(len, self._codes)))
+                if self.stop_reason == "eos":
+                    self.stop_reason = piece.stop_reason
+
+    def _planned(self) -> Iterator[tuple[_Piece, float]]:
+        """The pieces, each with the pause after it."""
+        sizes = self._sizes
         for prompt, limit, after in self._request.pieces:
             if self._request.max_frames is not None:
                 limit = min(limit, self._request.max_frames - sum(map(len, self._codes)))
-            if last is not None and limit:
-                yield _pause(last, pause, self._rate)
-            pause = after
-            utterance = Utterance(self._session, self._config, self._request, prompt, limit)
+            yield _Piece(self._engine, self._request, prompt, max(0, limit), sizes), after
+            if self._request.ahead:  # pieces that are spoken at once cannot share the growth of their chunks
+                sizes = repeat(LARGEST_CHUNK)
+
+
+class _Piece:
+    """One piece: gives its frames, [frames, code groups], with their samples. Holds a session only meanwhile."""
+
+    def __init__(self, engine: Engine, request: Request, prompt: Prompt, limit: int, sizes: Iterator[int]) -> None:
+        self.limit = limit
+        self.stop_reason: StopReason = "max_frames"
+        self.seconds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._engine, self._request, self._prompt, self._sizes = engine, request, prompt, sizes
+
+    def __iter__(self) -> Generator[tuple[Codes, Floats], None, None]:
+        if not self.limit:
+            return
+        cancelled, positions = self._request.cancelled.is_set, len(self._prompt) + self.limit
+        with self._engine.session(positions, cancelled) as session:
+            utterance = Utterance(session, self._engine.model.config, self._request, self._prompt, self.limit)
             for frames in _batches(utterance, self._sizes):
-                chunk = self._session.decode(frames)
-                self._codes.append(frames)
-                last = chunk[-1]
-                yield chunk
-            self._request.ends.append(sum(map(len, self._codes)))
-            if self.stop_reason == "eos":
-                self.stop_reason = utterance.stop_reason
+                yield frames, session.decode(frames)
+            self.stop_reason = utterance.stop_reason
+            self.seconds.update(session.seconds)
+            self.calls.update(session.calls)
+
+
+class _Ahead:
+    """Speaks up to `most` pieces in threads while an earlier one is heard; their chunks wait in memory.
+
+    The first of them starts after the first chunk, which it would delay. On leaving, the threads have ended.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._stop = threading.Event()
+        self._lines: dict[_Piece, SimpleQueue[Any]] = {}
+        self._planned: Iterator[tuple[_Piece, float]] = iter(())
+        self._begun: deque[tuple[_Piece, float]] = deque()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> _Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def in_turn(self, planned: Iterator[tuple[_Piece, float]]) -> Iterator[tuple[_Piece, float]]:
+        """The pieces, as they are to be heard."""
+        self._planned = planned
+        while (found := self._begun.popleft() if self._begun else next(planned, None)) is not None:
+            yield found
+
+    def chunks(self, piece: _Piece) -> Iterator[tuple[Codes, Floats]]:
+        """The frames and samples of the piece that is heard now."""
+        source: Iterable[Any] = iter(self._lines.pop(piece).get, None) if piece in self._lines else piece
+        for found in source:
+            if isinstance(found, BaseException):
+                raise found
+            self._begin()
+            yield found
+
+    def _begin(self) -> None:
+        while len(self._begun) < self._most and (found := next(self._planned, None)) is not None:
+            self._begun.append(found)
+            line = self._lines[found[0]] = SimpleQueue()
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            self._threads.append(threading.Thread(target=self._speak, args=(found[0], line), daemon=True))
+            self._threads[-1].start()
+
+    def _speak(self, piece: _Piece, line: SimpleQueue[Any]) -> None:
+        try:
+            with closing(iter(piece)) as chunks:
+                for chunk in chunks:
+                    line.put(chunk)
+                    if self._stop.is_set():
+                        return
+            line.put(None)
+        except BaseException as error:
+            line.put(error)
 
 
 class Utterance:
@@ -123,7 +216,7 @@ class Utterance:
         full = len(prompt) + limit >= request.positions
         self.stop_reason: StopReason = "cache_full" if full else "max_frames"
         self._session, self._prompt, self._voice, self._limit = session, prompt, request.voice, limit
-        self._closed = request.closed
+        self._cancelled = request.cancelled
         # Two streams of random numbers, so that neither depends on how many the other has drawn. Each piece restarts
         # them: a designed voice then varies less from piece to piece.
         talker, code_predictor = map(_generator, np.random.SeedSequence(request.seed).spawn(2))
@@ -131,20 +224,18 @@ class Utterance:
         self._predictor = _PredictorInputs(config, request.code_predictor, code_predictor)
 
     def __iter__(self) -> Iterator[Codes]:
-        if self._limit < 1:
-            return
         session = self._session
         session.new_utterance()
         self._prime_decoder()
         prefill, text = session.embed(self._prompt, self._voice)
         logits, hidden = session.talk(prefill)
         for number in range(self._limit):
-            if self._closed.is_set():
-                raise Closed
             first_code = self._sampler(logits)
             if first_code == self._sampler.end_id:
                 self.stop_reason = "eos"
                 return
+            if self._cancelled.is_set():
+                raise Cancelled("the request was cancelled")
             codes, embedding = session.predict_frame(hidden, first_code, self._predictor())
             yield codes
             if number + 1 < self._limit:

@@ -25,6 +25,15 @@ def peak_bytes() -> int:
     return found if sys.platform == "darwin" else found * 1024
 
 
+def available_bytes() -> int | None:
+    """The bytes that a process can still take without swapping; None where Linux does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def release(places: Collection[Path]) -> None:
     """Drops the resident pages of mapped files in `places` (files or folders), then trims. Only on Linux.
 

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     seed: int | None  # fixes talker and code predictor; drawn, and reported in the outcome, when left out
     text_first: bool  # the whole text before the audio (the default, except when cloning), or fed alongside it
     max_frames: int | None  # replaces the limit set by the text's length; for all pieces of a long text together
+    pieces_ahead: int  # of a long text, spoken while one is heard; by default what the slots allow, 0 is one by one
     do_sample: bool  # False: always the likeliest code, as with subtalker_dosample for the code predictor
     temperature: float
     top_k: int
@@ -110,6 +111,7 @@ def sampling(model: Model, options: Options) -> tuple[Sampling, Sampling]:
         check_whole("seed", seed, 0, 2**63 - 1)
     if (max_frames := options.get("max_frames")) is not None:
         check_whole("max_frames", max_frames, 1, MOST_FRAMES)
+    check_whole("pieces_ahead", options.get("pieces_ahead", 0), 0, MOST_FRAMES)
     try:
         generation = {**model.generation, **options}
         talker, code_predictor = Sampling.talker(generation), Sampling.code_predictor(generation)

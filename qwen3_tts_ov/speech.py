@@ -64,15 +64,11 @@ class Speech(Outcome):
         audio.write(path, self.waveform, self.sample_rate)
 
 
-class Closed(Exception):
-    """Raised by a generation whose stream was closed meanwhile."""
-
-
 class SpeechStream(Iterator[NDArray[np.float32]]):
     """Chunks of speech as they are generated, float32 [samples]. They are not kept, so memory stays bounded.
 
-    A stream is read by one thread. Closing it, leaving its `with` block or dropping it stops the generation. `closed`
-    is what the generation looks at before each frame.
+    A stream is read by one thread. Closing it, leaving its `with` block or dropping it stops the generation.
+    `cancelled` is what the generation looks at before each frame.
     """
 
     def __init__(
@@ -80,11 +76,11 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
         chunks: Generator[NDArray[np.float32], None, Outcome],
         sample_rate: int,
         expected_seconds: Callable[[], float],
-        closed: threading.Event,
+        cancelled: threading.Event,
     ) -> None:
         self.sample_rate = sample_rate
         self._expected_seconds = expected_seconds
-        self._chunks, self._closed = chunks, closed
+        self._chunks, self._cancelled = chunks, cancelled
         self._reading = threading.Lock()
         self._outcome: Outcome | None = None
 
@@ -95,8 +91,6 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
             except StopIteration as stop:
                 self._outcome = self._outcome or stop.value
                 raise
-            except Closed:
-                raise StopIteration from None
 
     def __enter__(self) -> SpeechStream:
         return self
@@ -104,12 +98,16 @@ class SpeechStream(Iterator[NDArray[np.float32]]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def cancel(self) -> None:
+        """Stops the generation at its next frame, from any thread; a reader that waits then gets Cancelled."""
+        self._cancelled.set()
+
     def close(self) -> None:
         """Stops the generation; does nothing if it has ended.
 
-        Any thread may do so: one that reads then gets no further chunk, and its generation stops before the next frame.
+        Any thread may do so: `cancel`, and wait until the generation has stopped.
         """
-        self._closed.set()
+        self.cancel()
         with self._reading:
             self._chunks.close()
 

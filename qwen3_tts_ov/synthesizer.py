@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
@@ -24,10 +27,15 @@ from .request import Options, Voice
 from .speech import Speech, SpeechStream
 from .voice import VoicePrompt
 
+DEFAULT_SLOTS = 8  # of `say` with a long text; more speak faster still, and each takes memory for its cache
 PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut into pieces at sentences
 SHORTEST_PIECE_SECONDS = 3.0  # to which they are cut where a model has few positions
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech
+MOST_SLOTS = 64
 FIRST_CHUNK, MOST_FIRST_CHUNK = 4, 128  # frames; the memory that decoding a chunk takes grows with it
+
+
+_Running: TypeAlias = "deque[tuple[SpeechStream, Future[Speech]]]"
 
 
 class Synthesizer:
@@ -39,8 +47,9 @@ class Synthesizer:
     all components not named. Compiled graphs are kept in `cache_dir`, by default in the user's cache, so that the
     second start is fast; False keeps none.
 
-    A batch of texts is one call per text, from as many threads as should be working: they take turns on the device
-    unless it was compiled for several at once (`properties={"default": {"NUM_STREAMS": 4}}`), each then on fewer cores.
+    `slots` is how many requests, or pieces of a long text, speak at a time in one pass over the weights: each then
+    takes longer, and all together far less (see `speak_many`). The codes of a request are the same whatever speaks
+    beside it; those of one slot, which runs a different attention kernel, may differ from those of several.
     """
 
     def __init__(
@@ -49,9 +58,11 @@ class Synthesizer:
         device: str | Mapping[str, str] = "CPU",
         properties: Mapping[str, Mapping[str, Any]] | None = None,
         cache_dir: str | os.PathLike[str] | Literal[False] | None = None,
+        slots: int = 1,
     ) -> None:
         self.model = model.model if isinstance(model, Bundle) else model
-        self.engine = Engine(self.model, device, properties, cache_dir)
+        request.check_whole("slots", slots, 1, MOST_SLOTS)
+        self.engine = Engine(self.model, device, properties, cache_dir, slots)
 
     def using(self, session: MakeSession) -> Synthesizer:
         """The same compiled graphs, run through another class of session, which can record or steer what they do."""
@@ -82,9 +93,9 @@ class Synthesizer:
         DeviceError when the device fails.
         """
         # In the chunks of a stream: with bf16 the rounding depends on the chunk size.
-        stream = self._stream(self._request(text, voice, instruct, language, reference_text, options), FIRST_CHUNK)
-        waveform = np.concatenate([*stream, np.empty(0, np.float32)])
-        return Speech(**vars(stream.outcome), waveform=waveform)
+        return _whole(
+            self._stream(self._request(text, voice, instruct, language, reference_text, options), FIRST_CHUNK)
+        )
 
     def stream(
         self,
@@ -104,6 +115,56 @@ class Synthesizer:
         """
         request.check_whole("first_chunk", first_chunk, 1, MOST_FIRST_CHUNK)
         return self._stream(self._request(text, voice, instruct, language, reference_text, options), first_chunk)
+
+    def speak_many(self, requests: Iterable[str | Mapping[str, Any]], **common: Any) -> Generator[Speech, None, None]:
+        """Speaks many texts, as many at a time as there are slots, and yields their speech in order.
+
+        A request is a text, or a mapping of `speak`'s arguments; `common` holds arguments for all. No more requests are
+        taken than are spoken at the time. Closing the generator stops those that are being spoken.
+
+        Raises what `speak` raises; the other requests are then stopped.
+        """
+        return self._many(requests, common, deque())
+
+    async def speak_many_async(
+        self, requests: Iterable[str | Mapping[str, Any]], **common: Any
+    ) -> AsyncGenerator[Speech, None]:
+        """`speak_many` for asyncio; cancelling the task, or closing the generator, stops what is being spoken."""
+        running: _Running = deque()
+        speeches, following = self._many(requests, common, running), None
+        try:
+            while True:
+                following = asyncio.create_task(asyncio.to_thread(next, speeches, None))
+                found = await asyncio.shield(following)
+                if found is None:
+                    return
+                yield found
+        finally:
+            for stream, _ in list(running):
+                stream.cancel()
+            if following is not None:
+                await asyncio.wait([following])
+                following.exception()  # it is no fault that nobody is told of
+            speeches.close()
+
+    def _many(
+        self, requests: Iterable[str | Mapping[str, Any]], common: dict[str, Any], running: _Running
+    ) -> Generator[Speech, None, None]:
+        """`speak_many`; `running` holds what is being spoken, for others to cancel."""
+        most = self.engine.batch.slots if self.engine.batch else 1
+        with ThreadPoolExecutor(most) as pool:
+            try:
+                for each in requests:
+                    if len(running) == most:
+                        yield _first_of(running)
+                    arguments = {"pieces_ahead": 0} | common | ({"text": each} if isinstance(each, str) else dict(each))
+                    stream = self.stream(**arguments)
+                    running.append((stream, pool.submit(_whole, stream)))
+                while running:
+                    yield _first_of(running)
+            finally:
+                for stream, _ in running:
+                    stream.cancel()
 
     def voice_prompt(self, recording: Source, reference_text: str | None = None) -> VoicePrompt:
         """The voice of a recording, to save or to reuse; best 3 to 15 s of clean speech.
@@ -153,7 +214,9 @@ class Synthesizer:
         pieces = [(planned, self._limit(piece, planned, max_frames), pause) for piece, planned, pause in cut]
         reading = [text.seconds(piece) for piece, _, _ in cut]
         seed = secrets.randbits(32) if seed is None else seed
-        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, model.positions, reading)
+        at_once = self.engine.batch.slots if self.engine.batch else 1
+        ahead = min(options.get("pieces_ahead", at_once - 1), at_once - 1)
+        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, model.positions, reading, ahead)
 
     def _pieces(self, spoken: str, plan: Callable[[str], Prompt]) -> list[tuple[str, Prompt, float]]:
         """The pieces of a text with their prompts and the pauses after them.
@@ -161,7 +224,7 @@ class Synthesizer:
         They are as long as they may be, or as short as it takes for the model to have a position for every frame of a
         slow reader.
         """
-        rate, longest = self.model.sample_rate / self.model.samples_per_frame, PIECE_SECONDS
+        rate, longest = self.model.sample_rate / self.model.samples_per_frame, self._piece_seconds()
         while True:
             cut = text.split(spoken, longest)
             pieces = [part.strip() if len(cut) > 1 else part for part, _ in cut]
@@ -170,6 +233,16 @@ class Synthesizer:
             longest /= 2
             if needed <= self.model.positions or longest < SHORTEST_PIECE_SECONDS:
                 return planned
+
+    def _piece_seconds(self) -> float:
+        """How long a piece of a text may be. Every piece of a designed voice would be spoken by somebody else.
+
+        So such a text is cut only where the checkpoint's own limit of frames does it, as by the official package.
+        """
+        frames = self.model.generation.get("max_new_tokens")
+        if self.model.kind != "voice_design" or frames is None:
+            return PIECE_SECONDS
+        return max(PIECE_SECONDS, frames * self.model.samples_per_frame / self.model.sample_rate)
 
     def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
         """The voice that a base model is to speak with."""
@@ -211,4 +284,16 @@ class Synthesizer:
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:
         rate, chunks = self.model.sample_rate, speak(self.engine, checked, chunk_sizes(first_chunk))
         per_second = rate / self.model.samples_per_frame
-        return SpeechStream(chunks, rate, lambda: checked.expected_frames(per_second) / per_second, checked.closed)
+        return SpeechStream(chunks, rate, lambda: checked.expected_frames(per_second) / per_second, checked.cancelled)
+
+
+def _first_of(running: _Running) -> Speech:
+    """The speech that is due, once it is there; until then it can be cancelled like the others."""
+    speech = running[0][1].result()
+    running.popleft()
+    return speech
+
+
+def _whole(stream: SpeechStream) -> Speech:
+    waveform = np.concatenate([*stream, np.empty(0, np.float32)])
+    return Speech(**vars(stream.outcome), waveform=waveform)

@@ -125,7 +125,7 @@ def say(
     check_request(loaded.model, spoken, said_by, instruct, language, ref_text, fields)
     inputs = [path for path in (file, path_of(said_by)) if path is not None]
     outlets = outlets_for(output, play, stream, loaded.sample_rate, inputs)
-    synthesizer = _compile(loaded, device, properties)
+    synthesizer = _compile(loaded, device, properties, _slots_for(loaded, spoken, max_frames))
     speech = synthesizer.stream(spoken, said_by, instruct, language, ref_text, seed=seed, max_frames=max_frames)
     outcome = pour(speech, outlets)
     if as_json:
@@ -212,6 +212,8 @@ def devices(as_json: AsJson = False) -> None:
 @commands.command()
 def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
     """Describe a bundle."""
+    from ..engine import why_alone
+
     loaded = _open(bundle, revision)
     manifest = loaded.manifest
     if as_json:
@@ -234,6 +236,7 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
         "default voice": loaded.default_voice or "none",
         "languages": ", ".join(loaded.languages),
         "components": ", ".join(loaded.components),
+        "many at once": why_alone(loaded.model, "CPU") or "on a CPU, in one pass over the weights",
     }
     _print_table(rows.items())
 
@@ -301,9 +304,9 @@ def serve(
         float | None, typer.Option(min=0, help="GB that loaded bundles may take together [what is free].")
     ] = None,
     slots: Annotated[
-        int,
-        typer.Option(min=1, help="Requests served at a time; they take turns unless --property NUM_STREAMS is set."),
-    ] = 1,
+        int | None,
+        typer.Option(min=1, max=64, help="Requests that speak at a time, in one pass; by default by cores and memory."),
+    ] = None,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are answered 503.")] = 16,
     max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
     cors: Annotated[
@@ -336,8 +339,10 @@ def serve(
     if change_voices and voices is None:
         raise RequestError("--change-voices needs --voices, the folder where they are saved")
     saved = None if voices is None else Voices.load(voices, change_voices)
+    slots = server.default_slots() if slots is None else slots
+    compiled = {name: partial(_compile, bundle, device, properties, slots) for name, bundle in loaded.items()}
     shelf = Shelf(
-        [bundle_slip(bundle, partial(_compile, bundle, device, properties), [name]) for name, bundle in loaded.items()],
+        [bundle_slip(bundle, compiled[name], [name]) for name, bundle in loaded.items()],
         None if memory is None else round(memory * 1e9),
     )
     if host not in ("127.0.0.1", "::1", "localhost") and (wyoming is not None or not api_key):
@@ -392,11 +397,21 @@ def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:
     return Bundle.load(source, revision, verify=verify)
 
 
-def _compile(bundle: Bundle, device: list[str] | None, properties: list[str] | None) -> Synthesizer:
+def _compile(bundle: Bundle, device: list[str] | None, properties: list[str] | None, slots: int = 1) -> Synthesizer:
     from ..synthesizer import Synthesizer
 
     with people.status(f"Compiling {bundle.model.name} ..."):
-        return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []))
+        return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []), slots=slots)
+
+
+def _slots_for(bundle: Bundle, spoken: str, max_frames: int | None) -> int:
+    """As many slots as a text has pieces that can be spoken at once."""
+    from .. import synthesizer, text
+
+    if max_frames is not None or bundle.kind == "voice_design":
+        return 1
+    pieces = text.split(text.clean(spoken), synthesizer.PIECE_SECONDS)
+    return min(len(pieces), synthesizer.DEFAULT_SLOTS)
 
 
 def _parse_devices(given: list[str]) -> dict[str, str]:

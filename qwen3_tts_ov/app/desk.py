@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from ..model import Model
 from ..request import Fields, Voice, check_request, check_whole, sampling
 from ..speech import SpeechStream
 from ..synthesizer import MOST_FIRST_CHUNK, Synthesizer
+from .metrics import Metrics
 from .shelf import Shelf, Slip
 from .speech_request import SpeechRequest
 from .voices import Voices, recording_of
@@ -62,7 +63,7 @@ class Desk:
     def __init__(self, shelf: Shelf, voices: Voices, slots: int, queue: int, max_characters: int) -> None:
         self.shelf, self.voices = shelf, voices
         self.slots, self.queue = anyio.Semaphore(slots, fast_acquire=True), queue
-        self.max_characters = max_characters
+        self.max_characters, self.metrics = max_characters, Metrics()
 
     @property
     def clones(self) -> bool:
@@ -108,6 +109,8 @@ class Desk:
             stream = await to_thread.run_sync(self._start, order, synthesizer)
             try:
                 yield stream
+                with suppress(RuntimeError):  # not read to its end
+                    self.metrics.spoken(order.slip.model.name, stream.outcome)
             finally:
                 with anyio.CancelScope(shield=True):  # gives the infer requests back before the slot
                     await to_thread.run_sync(stream.close)
@@ -135,13 +138,15 @@ class Desk:
         wanted, voice = order.wanted, order.voice
         if isinstance(voice, bytes):
             voice = self.voices.of(synthesizer, voice, wanted.ref_text)
+        options = wanted.options()
+        options["pieces_ahead"] = 0  # which would take the slots of other listeners
         return synthesizer.stream(
             wanted.input,
             voice,
             wanted.instructions,
             wanted.language,
             first_chunk=wanted.first_chunk,
-            **wanted.options(),
+            **options,
         )
 
     def _choose(self, wanted: SpeechRequest) -> Slip:

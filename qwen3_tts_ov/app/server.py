@@ -13,6 +13,7 @@ import base64
 import hmac
 import json
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .. import memory
 from ..errors import Qwen3TTSError, RequestError, boundary
 from ..request import check_recording, takes_instructions
 from ..speech import SpeechStream
@@ -39,6 +41,7 @@ from . import messages, web
 from .conversation import converse
 from .desk import AHEAD, Busy, Desk, Order
 from .encoding import FORMATS, encoded
+from .metrics import CONTENT_TYPE
 from .shelf import Shelf, Slip
 from .speech_request import SpeechRequest, VoiceRequest, parse
 from .voices import MOST_URL, Voices, recording_of
@@ -94,6 +97,7 @@ def application(
             Route("/v1/models", api.list_models),
             Route("/v1/models/{name:path}", api.show_model),
             Route("/health", api.health),
+            Route("/metrics", api.metrics),
             *shown,
         ],
         lifespan=partial(_lifespan, desk, wyoming),
@@ -111,6 +115,12 @@ async def _lifespan(desk: Desk, listener: socket.socket | None, _: Starlette) ->
 
         async with wyoming(desk, listener):
             yield
+
+
+def default_slots() -> int:
+    """Two for each core, which real time allows about the 0.6B, up to 16, and up to one for each GB of free memory."""
+    available = memory.available_bytes()
+    return max(1, min(2 * (os.cpu_count() or 1), 16, 16 if available is None else available // 10**9))
 
 
 class _Api:
@@ -169,6 +179,13 @@ class _Api:
                 "waiting": slots.statistics().tasks_waiting,
             }
         )
+
+    async def metrics(self, _: Request) -> Response:
+        """As Prometheus scrapes them."""
+        slips, metrics = self._desk.shelf.slips, self._desk.metrics
+        loaded = {slip.model.name: slip.synthesizer.engine.batch for slip in slips if slip.synthesizer}
+        metrics.observe(self._desk.slots, {name: batch for name, batch in loaded.items() if batch})
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     def _changeable(self) -> Voices:
         if not self._desk.voices.change:
@@ -253,11 +270,12 @@ def _event(**data: Any) -> bytes:
     return f"data: {json.dumps(data)}\n\n".encode()
 
 
-async def _watch(receive: Receive, cancel: Callable[[], None]) -> None:
-    """Cancels when the client disconnects."""
+async def _watch(receive: Receive, *leave: Callable[[], None]) -> None:
+    """Calls these when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    cancel()
+    for each in leave:
+        each()
 
 
 class _KeyRequired:
