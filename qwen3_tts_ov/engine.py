@@ -225,9 +225,10 @@ class Engine:
         device, recommended, default = self._place(name)
         start = time.perf_counter()
         with boundary(DeviceError, f"{name}: cannot be compiled for {device}", _reason), memory.mapping_lock:
-            chosen: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-            chosen |= {**(self._cache if self._gains_by_cache(name) else {}), **recommended}
-            chosen |= {**default, **self._properties.get(name, {})}
+            given = {**default, **self._properties.get(name, {})}
+            # The NPU plugin's cache does not tell graphs apart by their properties: it would restore one without them.
+            cached = self._gains_by_cache(name) and not (given and _base(device) == "NPU")
+            chosen = {"PERFORMANCE_HINT": "LATENCY", **(self._cache if cached else {}), **recommended, **given}
             # With NPUW_DEVICES, OpenVINO's NPU plugin runs a graph on other devices: there need not be an NPU.
             self._require(name, str(chosen.get("NPUW_DEVICES", device)))
             if _base(device) == "NPU" and self.model.sizes is None:

@@ -94,6 +94,13 @@ def test_the_server_speaks_from_it_as_from_a_native_bundle(fixed):
         assert client.post(SPEECH, json=asked).content == pcm16(expected.waveform)
 
 
+def test_properties_for_an_npu_are_not_lost_in_a_cache(bundle_of, tmp_path):
+    """The plugin's cache would restore a graph that was compiled with others."""
+    bundle, devices = Bundle.load(bundle_of("npu")), {"code_predictor": "CPU", "speech_decoder": "CPU", "talker": "NPU"}
+    Synthesizer(bundle, devices, {"talker": NPUW}, tmp_path)
+    assert len(list(tmp_path.rglob("*.blob"))) == 2, "of the code predictor and the speech decoder"
+
+
 def test_without_an_npu_it_says_what_there_is(bundle_of, model_cache):
     with pytest.raises(DeviceError, match=r"^\w+: there is no device NPU on this machine; it has: CPU"):
         Synthesizer(Bundle.load(bundle_of("npu")), "NPU", cache_dir=model_cache)
