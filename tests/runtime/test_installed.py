@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -43,8 +44,9 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_is_under_200_kb(wheel):
+def test_the_wheel_is_under_200_kb_and_holds_the_servers_page(wheel):
     assert wheel.stat().st_size < 200_000
+    assert "qwen3_tts_ov/app/page/index.html" in ZipFile(wheel).namelist()
 
 
 TOOLS = {
