@@ -5,9 +5,9 @@ does, so a `Session` does not know that others speak beside it. No thread of its
 the pass for all (the others sleep), and whatever came in meanwhile is the next pass.
 
 The talker runs through OpenVINO's paged attention: its cache is one pool of blocks, so that prefills and steps of any
-context lengths share a call. Every call has a dummy prefill of two positions. While all sequences have one new position,
-the CPU plugin splits a context over its threads and sums in an order that depends on the batch; beside a prefill it
-takes each sequence alone. With it, logits are equal bit by bit whatever runs beside (docs/many-voices.md).
+context lengths share a call. Every call has a dummy prefill of two positions. Where all sequences have one new
+position, the CPU plugin splits a context over its threads and sums in an order that depends on the batch; beside a
+prefill it takes each sequence alone. So logits are equal bit by bit whatever runs beside (docs/many-voices.md).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _POLL_SECONDS = 0.05  # between looks at whether a waiting request was cancelled
 class Blocks:
     """The blocks of the talker's cache. A request reserves the most it may need, and takes blocks as it grows.
 
-    What is reserved is always there to be taken, so a request that was admitted never runs out. The block that was given
-    back last is taken first: memory that was never needed at once is never touched.
+    What is reserved is always there to be taken, so a request that was admitted never runs out. The block that was
+    given back last is taken first: memory that was never needed at once is never touched.
     """
 
     def __init__(self, count: int, size: int) -> None:
@@ -146,8 +146,7 @@ class Batch:
     def admitted(self, positions: int, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Waits for a slot and for blocks that hold `positions`, and keeps both.
 
-        Raises RequestError for more than the whole cache holds. Raises Cancelled if `cancelled` says so before
-        that.
+        Raises RequestError for more than the whole cache holds, Cancelled if `cancelled` ends the wait.
         """
         needed = self.blocks.needed(positions)
         if needed > self.blocks.count:

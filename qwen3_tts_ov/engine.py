@@ -76,8 +76,8 @@ class Engine:
     which take precedence over the model's own recommendation for that device. The key `default` stands for all
     components not named. Encoders are compiled when first used: only cloning needs them.
 
-    `slots` above 1 lets so many requests speak at a time in one pass over the weights; `batch` is then their scheduler.
-    It is None for one slot, and where the talker's device or this OpenVINO has no paged attention (`why_alone` says so).
+    `slots` above 1 lets so many requests speak at a time in one pass over the weights; `batch` is then their
+    scheduler. It is None for one slot, and where talker's device or OpenVINO lacks paged attention (see `why_alone`).
 
     Raises DeviceError for a device or property that OpenVINO rejects, RequestError for an unknown component.
     """
@@ -103,7 +103,9 @@ class Engine:
         self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
-        self.why_alone = why_alone(str(self._devices.get("talker", self._devices[DEFAULT]))) if slots > 1 else "one slot"
+        self.why_alone = (
+            why_alone(str(self._devices.get("talker", self._devices[DEFAULT]))) if slots > 1 else "one slot"
+        )
         self._session: MakeSession = Session
         self._free: list[Session] = []
         # The largest first: a graph is in memory twice while it is compiled.
@@ -241,7 +243,11 @@ class Engine:
         import openvino as ov
 
         graph = self._core.read_model(xml)
-        batched = {port: ov.PartialShape([size, *port.partial_shape[1:]]) for port in graph.inputs if port.partial_shape[0].is_dynamic}
+        batched = {
+            port: ov.PartialShape([size, *port.partial_shape[1:]])
+            for port in graph.inputs
+            if port.partial_shape[0].is_dynamic
+        }
         graph.reshape(batched)
         return graph
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ def speak(engine: Engine, request: Request, sizes: Iterator[int]) -> Generator[F
         sample_rate=engine.model.sample_rate,
         stop_reason=pieces.stop_reason,
         seed=request.seed,
-        timings=Timings(first_audio, time.perf_counter() - started - waited, pieces.seconds, pieces.calls),
+        timings=Timings(first_audio, time.perf_counter() - started - waited, dict(pieces.seconds), dict(pieces.calls)),
     )
 
 
@@ -76,7 +76,7 @@ class _Pieces:
 
     def __init__(self, engine: Engine, request: Request, sizes: Iterator[int]) -> None:
         self.stop_reason: StopReason = "eos"  # until a piece runs into its limit
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._engine, self._request, self._sizes = engine, request, sizes
         self._codes: list[Codes] = [np.empty((0, engine.model.config["talker_config"]["num_code_groups"]), np.int64)]
@@ -99,8 +99,9 @@ class _Pieces:
                     self._codes.append(frames)
                     last = chunk[-1]
                     yield chunk
-                self.seconds += piece.seconds
-                self.calls += piece.calls
+                for name, seconds in piece.seconds.items():
+                    self.seconds[name] += seconds
+                self.calls.update(piece.calls)
                 if piece.stop_reason == "max_frames":
                     self.stop_reason = "max_frames"
 
@@ -119,12 +120,13 @@ class _Piece:
     """One piece: gives its frames, [frames, code groups], with their samples. Holds a session only meanwhile."""
 
     def __init__(self, engine: Engine, request: Request, prompt: Prompt, limit: int, sizes: Iterator[int]) -> None:
-        self.limit, self.stop_reason = limit, "max_frames"
-        self.seconds: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
+        self.limit = limit
+        self.stop_reason: StopReason = "max_frames"
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
         self._engine, self._request, self._prompt, self._sizes = engine, request, prompt, sizes
 
-    def __iter__(self) -> Iterator[tuple[Codes, Floats]]:
+    def __iter__(self) -> Generator[tuple[Codes, Floats], None, None]:
         if not self.limit:
             return
         cancelled, positions = self._request.cancelled.is_set, len(self._prompt) + self.limit
@@ -133,8 +135,7 @@ class _Piece:
             for frames in _batches(utterance, self._sizes):
                 yield frames, session.decode(frames)
             self.stop_reason = utterance.stop_reason
-            self.seconds.update(session.seconds)
-            self.calls.update(session.calls)
+            self.seconds, self.calls = dict(session.seconds), dict(session.calls)
 
 
 class _Ahead:

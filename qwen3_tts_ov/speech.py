@@ -66,7 +66,8 @@ class Speech(Outcome):
 class SpeechStream(Iterator[NDArray[np.float32]]):
     """Chunks of speech as they are generated, float32 [samples]. They are not kept, so memory stays bounded.
 
-    A stream belongs to one thread, except for `cancel`. Closing it, leaving its `with` block or dropping it stops the generation.
+    A stream belongs to one thread, except for `cancel`. Closing it, leaving its `with` block or dropping it stops the
+    generation.
     """
 
     def __init__(

@@ -92,7 +92,9 @@ class Synthesizer:
         DeviceError when the device fails.
         """
         # In the chunks of a stream: with bf16 the rounding depends on the chunk size.
-        return _whole(self._stream(self._request(text, voice, instruct, language, reference_text, options), FIRST_CHUNK))
+        return _whole(
+            self._stream(self._request(text, voice, instruct, language, reference_text, options), FIRST_CHUNK)
+        )
 
     def stream(
         self,

@@ -321,9 +321,7 @@ def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:
     return Bundle.load(source, revision, verify=verify)
 
 
-def _compile(
-    bundle: Bundle, device: list[str] | None, properties: list[str] | None, slots: int = 1
-) -> Synthesizer:
+def _compile(bundle: Bundle, device: list[str] | None, properties: list[str] | None, slots: int = 1) -> Synthesizer:
     from ..synthesizer import Synthesizer
 
     with people.status(f"Compiling {bundle.model.name} ..."):

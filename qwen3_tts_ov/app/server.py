@@ -40,7 +40,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import memory, names
 from ..errors import AudioError, Qwen3TTSError, RequestError, boundary, first_line
-from ..request import Fields, Voice, check_request
+from ..request import Fields, Options, Voice, check_request
 from ..speech import SpeechStream
 from ..synthesizer import Synthesizer
 from ..voice import VoicePrompt
@@ -154,9 +154,7 @@ class _Desk:
         except Exception as error:
             return _failed(error)
         spent = len(self._synthesizer.model.tokenize(wanted.input)) if wanted.stream_format == "sse" else None
-        return _Speaking(
-            stream, wanted.response_format, wanted.speed, spent, self._slots, self._queue, self._metrics
-        )
+        return _Speaking(stream, wanted.response_format, wanted.speed, spent, self._slots, self._queue, self._metrics)
 
     async def list_voices(self, _: Request) -> Response:
         voices = self._synthesizer.model.speakers or sorted(self._voices)
@@ -222,8 +220,7 @@ class _Desk:
             wanted.instructions,
             wanted.language,
             first_chunk=wanted.first_chunk,
-            pieces_ahead=0,  # which would take the slots of other listeners
-            **wanted.options(),
+            **wanted.options() | Options(pieces_ahead=0),  # others' slots are not taken for what is not yet heard
         )
 
     def _voice(self, name: str | None) -> Voice | None:

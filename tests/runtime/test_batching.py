@@ -1,4 +1,4 @@
-"""Many requests in one pass: their codes are those of each alone, and what ends, fails or leaves costs the others nothing."""
+"""Many requests in one pass: each gets the codes that it gets alone, whatever the others do, fail at or leave."""
 
 import asyncio
 import random
@@ -133,7 +133,9 @@ def test_a_request_larger_than_the_whole_cache_is_refused_in_one_line(synthesize
     blocks = synthesizer.engine.batch.blocks
     with monkeypatch.context() as patch:
         patch.setattr(blocks, "count", 3)
-        with pytest.raises(RequestError, match=r"may take \d+ positions .* which holds 96; lower max_frames, or") as error:
+        with pytest.raises(
+            RequestError, match=r"may take \d+ positions .* which holds 96; lower max_frames, or"
+        ) as error:
             synthesizer.speak("Hello.", max_frames=100)
     assert "\n" not in str(error.value)
 
