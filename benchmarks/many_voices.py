@@ -146,7 +146,7 @@ def table(run: dict[str, Any]) -> str:
     lines += [
         "",
         f"A text of {PIECES} pieces takes {min(at_once):.1f} / {median(at_once):.1f} s, piece by piece "
-        f"{min(by_piece):.1f} / {median(by_piece):.1f} s. First audio comes after {median(first['alone']):.2f} s alone; "
+        f"{min(by_piece):.1f} / {median(by_piece):.1f} s. First audio takes {median(first['alone']):.2f} s alone; "
         f"beside {speakers - 1} others {median(first['beside']):.2f} s (median; worst {max(first['beside']):.2f}), and "
         f"their players ran dry {sum(first['underruns']):.0f} times in {run['rounds']} rounds. "
         f"Peak memory is {run['peak_memory']['many_mb']:.0f} MB.",

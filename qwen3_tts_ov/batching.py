@@ -142,18 +142,22 @@ class Batch:
         """The requests that are not yet admitted."""
         return len(self._waiting)
 
+    def check(self, positions: int) -> None:
+        """Raises RequestError for more positions than the whole cache holds."""
+        if positions > (most := self.blocks.count * self.blocks.size):
+            raise RequestError(
+                f"the request may take {positions} positions of the talker's cache, which holds {most}; lower "
+                "max_frames, or shorten the text"
+            )
+
     @contextmanager
     def admitted(self, positions: int, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Waits for a slot and for blocks that hold `positions`, and keeps both.
 
-        Raises RequestError for more than the whole cache holds, Cancelled if `cancelled` ends the wait.
+        Raises RequestError as `check` does, Cancelled if `cancelled` ends the wait.
         """
+        self.check(positions)
         needed = self.blocks.needed(positions)
-        if needed > self.blocks.count:
-            raise RequestError(
-                f"the request may take {positions} positions of the talker's cache, which holds "
-                f"{self.blocks.count * self.blocks.size}; lower max_frames, or shorten the text"
-            )
         with self._changed:
             self._wait_for_turn(needed, cancelled)
             self._admitted += 1

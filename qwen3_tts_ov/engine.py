@@ -191,7 +191,8 @@ class Engine:
             self._compile("code_predictor", name, size)
             predictors[size] = self._request(name)
         talker = self._request("talker")
-        positions = slots * _POSITIONS
+        # Only what is used takes memory, so that one request may have all positions of the checkpoint.
+        positions = max(slots * _POSITIONS, self.model.config["talker_config"]["max_position_embeddings"])
         if (available := memory.available_bytes()) is not None:
             positions = min(positions, int(_MEMORY_SHARE * available) // _cache_bytes(talker))
         return Batch(slots, talker, predictors, positions, _infer)

@@ -215,7 +215,10 @@ class Synthesizer:
         for part, pause in cut:
             piece = part.strip() if len(cut) > 1 else part
             planned = self._plan(piece, speaker, cloned, instruct, language, text_first)
-            pieces.append((planned, self._limit(piece, planned, max_frames), pause))
+            limit = self._limit(piece, planned, max_frames)
+            if self.engine.batch is not None:
+                self.engine.batch.check(len(planned) + limit)
+            pieces.append((planned, limit, pause))
         seed = secrets.randbits(32) if seed is None else seed
         at_once = self.engine.batch.slots if self.engine.batch else 1
         ahead = min(options.get("pieces_ahead", at_once - 1), at_once - 1)
