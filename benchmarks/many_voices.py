@@ -146,8 +146,8 @@ def table(run: dict[str, Any]) -> str:
     lines += [
         "",
         f"A text of {PIECES} pieces takes {min(at_once):.1f} / {median(at_once):.1f} s, piece by piece "
-        f"{min(by_piece):.1f} / {median(by_piece):.1f} s. First audio comes after {median(first['alone']):.2f} s alone "
-        f"and, beside {speakers - 1} others, {median(first['beside']):.2f} s (median; at worst {max(first['beside']):.2f}); "
+        f"{min(by_piece):.1f} / {median(by_piece):.1f} s. First audio takes {median(first['alone']):.2f} s alone; "
+        f"beside {speakers - 1} others {median(first['beside']):.2f} s (median; worst {max(first['beside']):.2f}), and "
         f"their players ran dry {sum(first['underruns']):.0f} times in {run['rounds']} rounds. "
         f"Peak memory is {run['peak_memory']['many_mb']:.0f} MB.",
     ]
@@ -164,7 +164,12 @@ def picture(run: dict[str, Any]) -> str:
     ]
     real_time = [{"requests": count, "frames": 12.5 * count} for count in (1, 16)]
     axes = {
-        "x": {"field": "requests", "type": "quantitative", "scale": {"type": "log", "base": 2}, "axis": {"values": list(COUNTS)}},
+        "x": {
+            "field": "requests",
+            "type": "quantitative",
+            "scale": {"type": "log", "base": 2},
+            "axis": {"values": list(COUNTS)},
+        },
         "y": {"field": "frames", "type": "quantitative", "title": "frames a second, all together"},
     }  # fmt: skip
     curve = {

@@ -5,9 +5,9 @@ does, so a `Session` does not know that others speak beside it. No thread of its
 the pass for all (the others sleep), and whatever came in meanwhile is the next pass.
 
 The talker runs through OpenVINO's paged attention: its cache is one pool of blocks, so that prefills and steps of any
-context lengths share a call. Every call has a dummy prefill of two positions. While all sequences have one new position,
-the CPU plugin splits a context over its threads and sums in an order that depends on the batch; beside a prefill it
-takes each sequence alone. With it, logits are equal bit by bit whatever runs beside (docs/many-voices.md).
+context lengths share a call. Every call has a dummy prefill of two positions. Where all sequences have one new
+position, the CPU plugin splits a context over its threads and sums in an order that depends on the batch; beside a
+prefill it takes each sequence alone. So logits are equal bit by bit whatever runs beside (docs/many-voices.md).
 """
 
 from __future__ import annotations
@@ -142,19 +142,22 @@ class Batch:
         """The requests that are not yet admitted."""
         return len(self._waiting)
 
+    def check(self, positions: int) -> None:
+        """Raises RequestError for more positions than the whole cache holds."""
+        if positions > (most := self.blocks.count * self.blocks.size):
+            raise RequestError(
+                f"the request may take {positions} positions of the talker's cache, which holds {most}; lower "
+                "max_frames, or shorten the text"
+            )
+
     @contextmanager
     def admitted(self, positions: int, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Waits for a slot and for blocks that hold `positions`, and keeps both.
 
-        Raises RequestError for more than the whole cache holds. Raises Cancelled if `cancelled` says so before
-        that.
+        Raises RequestError as `check` does, Cancelled if `cancelled` ends the wait.
         """
+        self.check(positions)
         needed = self.blocks.needed(positions)
-        if needed > self.blocks.count:
-            raise RequestError(
-                f"the request may take {positions} positions of the talker's cache, which holds "
-                f"{self.blocks.count * self.blocks.size}; lower max_frames, or shorten the text"
-            )
         with self._changed:
             self._wait_for_turn(needed, cancelled)
             self._admitted += 1

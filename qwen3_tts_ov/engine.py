@@ -92,9 +92,8 @@ class Engine:
     which take precedence over the model's own recommendation for that device. The key `default` stands for all
     components not named. Encoders are compiled when first used: only cloning needs them.
 
-    `slots` above 1 lets so many requests speak at a time in one pass over the weights; `batch` is then their scheduler.
-    It is None for one slot, and where the talker's device or this OpenVINO has no paged attention, which `why_alone`
-    says.
+    `slots` above 1 lets so many requests speak at a time in one pass over the weights; `batch` is then their
+    scheduler. It is None for one slot, and where talker's device or OpenVINO lacks paged attention (see `why_alone`).
 
     Raises DeviceError for a device or property that OpenVINO rejects, RequestError for an unknown component.
     """
@@ -209,7 +208,8 @@ class Engine:
             self._compile("code_predictor", name, size)
             predictors[size] = self._request(name)
         talker = self._request("talker")
-        positions = slots * _POSITIONS
+        # Only what is used takes memory, so that one request may have all positions of the checkpoint.
+        positions = max(slots * _POSITIONS, self.model.config["talker_config"]["max_position_embeddings"])
         if (available := memory.available_bytes()) is not None:
             positions = min(positions, int(_MEMORY_SHARE * available) // _cache_bytes(talker))
         return Batch(slots, talker, predictors, positions, _infer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -87,7 +87,7 @@ class _Pieces:
 
     def __init__(self, engine: Engine, request: Request, sizes: Iterator[int]) -> None:
         self.stop_reason: StopReason = "eos"  # until a piece runs into its limit
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._engine, self._request, self._sizes = engine, request, sizes
         self._codes: list[Codes] = [np.empty((0, engine.model.config["talker_config"]["num_code_groups"]), np.int64)]
@@ -110,8 +110,9 @@ class _Pieces:
                     self._codes.append(frames)
                     last = chunk[-1]
                     yield chunk
-                self.seconds += piece.seconds
-                self.calls += piece.calls
+                for name, seconds in piece.seconds.items():
+                    self.seconds[name] += seconds
+                self.calls.update(piece.calls)
                 self._request.ends.append(sum(map(len, self._codes)))
                 if self.stop_reason == "eos":
                     self.stop_reason = piece.stop_reason
@@ -133,8 +134,8 @@ class _Piece:
     def __init__(self, engine: Engine, request: Request, prompt: Prompt, limit: int, sizes: Iterator[int]) -> None:
         self.limit = limit
         self.stop_reason: StopReason = "max_frames"
-        self.seconds: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
         self._engine, self._request, self._prompt, self._sizes = engine, request, prompt, sizes
 
     def __iter__(self) -> Generator[tuple[Codes, Floats], None, None]:
@@ -146,8 +147,7 @@ class _Piece:
             for frames in _batches(utterance, self._sizes):
                 yield frames, session.decode(frames)
             self.stop_reason = utterance.stop_reason
-            self.seconds.update(session.seconds)
-            self.calls.update(session.calls)
+            self.seconds, self.calls = dict(session.seconds), dict(session.calls)
 
 
 class _Ahead:

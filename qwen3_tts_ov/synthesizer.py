@@ -213,6 +213,8 @@ class Synthesizer:
         cut = self._pieces(text.clean(spoken), plan)
         pieces = [(planned, self._limit(piece, planned, max_frames), pause) for piece, planned, pause in cut]
         reading = [text.seconds(piece) for piece, _, _ in cut]
+        if self.engine.batch is not None:
+            self.engine.batch.check(max(len(planned) + limit for planned, limit, _ in pieces))
         seed = secrets.randbits(32) if seed is None else seed
         at_once = self.engine.batch.slots if self.engine.batch else 1
         ahead = min(options.get("pieces_ahead", at_once - 1), at_once - 1)

@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import compare, growth, sweep, table
+from benchmarks import compare, growth, many_voices, sweep, table
 from benchmarks.other_engine import read_times
 from benchmarks.side import SideError
 from benchmarks.stepwise import Stepwise
@@ -126,3 +126,13 @@ def test_growth_is_measured_in_separate_processes(artifact, tmp_path, monkeypatc
     assert found["memory"]["added_mb"]["anonymous"] > 0
     assert found["memory"]["ratio"] > 0.5
     assert all(start["ready"] < start["first_audio"] for start in found["start_seconds"])
+
+
+def test_many_voices_are_measured_and_told_in_a_table_and_a_picture(artifact):
+    run = many_voices.measure(str(artifact("bundle")), rounds=1, frames=3, slots=2)
+    assert list(run["frames_a_second"]) == ["today", "1", "2"]
+    assert all(value > 0 for found in run["frames_a_second"].values() for value in found)
+    told = many_voices.table(run)
+    assert "| 2 |" in told
+    assert "A text of 20 pieces takes" in told
+    assert many_voices.picture(run).startswith("<svg")

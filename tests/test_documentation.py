@@ -50,6 +50,7 @@ STANDS_FOR = {
 ELSEWHERE = {
     r"make test": "tests: this run",
     r"make (bench|prove|parity|sweep|sample).*": "tests/test_benchmarks.py, prove_fleet.py, tests/parity: their parts",
+    r"make voices": "tests/test_benchmarks.py",
     r"make runtimes .*": "tests/readers, and with the programs tests/programs",
     r"(pip install \.|pip install -c constraints.txt --no-deps Resemblyzer pesq)": "tests/runtime/test_installed.py",
     r"(pipx|uv tool) install .*|pip wheel .*": "tests/runtime/test_installed.py",

@@ -1,4 +1,4 @@
-"""Many requests in one pass: their codes are those of each alone, and what ends, fails or leaves costs the others nothing."""
+"""Many requests in one pass: each gets the codes that it gets alone, whatever the others do, fail at or leave."""
 
 import asyncio
 import random
@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 from qwen3_tts_ov import Bundle, DeviceError, RequestError, Synthesizer
+from qwen3_tts_ov.app.server import application
 from qwen3_tts_ov.batching import Blocks
 from qwen3_tts_ov.engine import why_alone
 from qwen3_tts_ov.errors import Cancelled
 from tests.conftest import until
+from tests.serving import SPEECH, served
 
 SLOTS = 4
 GREEDY = {"do_sample": False, "subtalker_dosample": False}
@@ -209,6 +211,29 @@ def test_leaving_a_long_text_ends_the_pieces_that_are_spoken_ahead(synthesizer):
     with synthesizer.stream(LONG, seed=1, first_chunk=1) as stream:
         list(islice(stream, 2))
     assert threading.active_count() == before
+
+
+def test_listeners_of_a_server_share_passes_and_one_that_leaves_frees_its_blocks(synthesizer):
+    batch = synthesizer.engine.batch
+    endless = {"input": "It goes on and on.", "max_frames": 2_000, "first_chunk": 1, "response_format": "pcm"}
+    with served(application(synthesizer, slots=SLOTS)) as client:
+        with (
+            client.stream("POST", SPEECH, json=endless) as first,
+            client.stream("POST", SPEECH, json=endless) as second,
+        ):
+            for answer in (first, second):
+                assert next(answer.iter_raw())
+            state = client.get("/health").json()
+            assert (state["free_slots"], state["speaking"], state["blocks"]) == (SLOTS - 2, 2, batch.blocks.count)
+            assert state["free_blocks"] < batch.blocks.count
+        until(lambda: batch.blocks.free == batch.blocks.count)
+        assert client.post(SPEECH, json={"input": "Hi.", "max_frames": 2}).status_code == 200
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    told = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    assert (told["qwen3_tts_requests_total"], told["qwen3_tts_frames_total"]) == ("1.0", "2.0")
+    assert told["qwen3_tts_first_audio_seconds_count"] == "1.0"
+    assert float(told["qwen3_tts_batch_passes"]) > 0
 
 
 def test_blocks_that_were_given_back_last_are_taken_first():
