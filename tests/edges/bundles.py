@@ -35,6 +35,11 @@ def linked(desk: Desk) -> Path:
     return folder
 
 
+def a_file(desk: Desk) -> str:
+    (desk.folder / "notes.txt").write_text("")
+    return str(Bundle.load(desk.folder / "notes.txt"))
+
+
 def damaged(hurt: Callable[[Path], object], load: Callable[[Path], object] = Bundle.load) -> Callable[[Desk], str]:
     """Loads a small bundle after `hurt` has been at its folder."""
 
@@ -133,7 +138,7 @@ CASES = [
     Case("a zero byte in the name", lambda desk: str(Bundle.load("a\0b")), "there is no such folder"),
     Case("a data URL", lambda desk: str(Bundle.load("data:," + "x" * 9000)), "there is no such folder"),
     Case("a web address", lambda desk: str(Bundle.load("https://huggingface.co/acme/voice")), "not a Hub id"),
-    Case("a file", lambda desk: str(Bundle.load(__file__)), "there is no such folder"),
+    Case("a file", a_file, "there is no such folder"),
     Case("an empty folder", lambda desk: str(Bundle.load(desk.folder)), "it has no manifest.json"),
     Case("a revision of a folder", "say {custom-voice} Hi. --revision v1", "a folder has no revision"),
 ]
