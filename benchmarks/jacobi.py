@@ -5,7 +5,7 @@
 With the noise given, each code is a function of those before it. So all can be guessed, computed in one pass of sixteen
 rows, and replaced until nothing changes; the result is that of one after another. It pays if the passes, times what
 such a pass costs more than one row, are fewer than fifteen. Prints one JSON object: the mean passes over the frames
-that `rollout` recorded for the held-out texts, greedy and sampled, by what is guessed first.
+that `rollout` recorded for the first two held-out texts, greedy and sampled, by what is guessed first.
 """
 
 from __future__ import annotations
