@@ -128,7 +128,6 @@ async function speak() {
   stop();
   const run = (running = new AbortController());
   player ??= new Player(RATE);
-  await player.context.resume();
   player.reset();
   drawing.reset(RATE);
   for (const id of ["first-audio", "factor", "length", "reason", "used-seed", "dry"]) $(id).textContent = "–";
@@ -136,6 +135,7 @@ async function speak() {
   $("again").pause();
   $("stop").disabled = false;
   tell("status", "Waiting for the first audio …");
+  await player.context.resume();
   const chunks = [];
   try {
     const ended = await receive(wanted, run.signal, chunks);
