@@ -101,7 +101,7 @@ class _Pieces:
         last, pause = None, 0.0
         # How much is left of max_frames for a piece is known only once those before it have been spoken.
         ahead = self._request.ahead if self._request.max_frames is None else 0
-        with _Ahead(ahead) as pool:
+        with _Ahead(ahead, self._request.cancelled) as pool:
             for piece, after in pool.in_turn(self._planned()):
                 if last is not None and piece.limit:
                     yield _pause(last, pause, self._engine.model.sample_rate)
@@ -153,12 +153,12 @@ class _Piece:
 class _Ahead:
     """Speaks up to `most` pieces in threads while an earlier one is heard; their chunks wait in memory.
 
-    The first of them starts after the first chunk, which it would delay. On leaving, the threads have ended.
+    The first of them starts after the first chunk, which it would delay. Leaving sets `cancelled`, which ends them at
+    their next frame, and waits for that.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._stop = threading.Event()
+    def __init__(self, most: int, cancelled: threading.Event) -> None:
+        self._most, self._cancelled = most, cancelled
         self._lines: dict[_Piece, SimpleQueue[Any]] = {}
         self._planned: Iterator[tuple[_Piece, float]] = iter(())
         self._begun: deque[tuple[_Piece, float]] = deque()
@@ -168,7 +168,7 @@ class _Ahead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._cancelled.set()
         for thread in self._threads:
             thread.join()
 
@@ -197,11 +197,8 @@ class _Ahead:
 
     def _speak(self, piece: _Piece, line: SimpleQueue[Any]) -> None:
         try:
-            with closing(iter(piece)) as chunks:
-                for chunk in chunks:
-                    line.put(chunk)
-                    if self._stop.is_set():
-                        return
+            for chunk in piece:
+                line.put(chunk)
             line.put(None)
         except BaseException as error:
             line.put(error)
