@@ -6,8 +6,8 @@ the pass for all (the others sleep), and whatever came in meanwhile is the next 
 
 The talker runs through OpenVINO's paged attention: its cache is one pool of blocks, so that prefills and steps of any
 context lengths share a call. Every call has a dummy prefill of two positions. Where all sequences have one new
-position, the CPU plugin splits a context over its threads and sums in an order that depends on the batch; beside a
-prefill it takes each sequence alone. So logits are equal bit by bit whatever runs beside (docs/many-voices.md).
+position and a context exceeds one block, the CPU plugin's logits depend on the batch in their last bits; beside a
+prefill they do not, and are equal bit by bit whatever runs beside (docs/many-voices.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, NDArray[Any]]
 Infer = Callable[[str, "ov.InferRequest", Arrays], Arrays]
 
-_GATHER_SECONDS = 0.005  # how long a pass waits for requests that are between two calls; sampling takes less than 1 ms
+_GATHER_SECONDS = 0.005  # how long a pass waits for requests that are between two calls
 _PREFILL = 512  # positions prefilled in one pass, at most, unless a single prompt has more: the others' frames wait
 _SHARED = ("temperature", "top_k", "top_p")  # the code predictor's inputs that have no batch dimension
 _POLL_SECONDS = 0.05  # between looks at whether a waiting request was cancelled

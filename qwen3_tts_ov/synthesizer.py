@@ -27,7 +27,7 @@ from .request import Options, Voice
 from .speech import Speech, SpeechStream
 from .voice import VoicePrompt
 
-DEFAULT_SLOTS = 8  # of `say` with a long text; more speak faster still, and each takes memory for its cache
+DEFAULT_SLOTS = 8  # of `say` with a long text
 PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut into pieces at sentences
 SHORTEST_PIECE_SECONDS = 3.0  # to which they are cut where a model has few positions
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech

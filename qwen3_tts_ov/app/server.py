@@ -118,7 +118,7 @@ async def _lifespan(desk: Desk, listener: socket.socket | None, _: Starlette) ->
 
 
 def default_slots() -> int:
-    """Two for each core, which real time allows about the 0.6B, up to 16, and up to one for each GB of free memory."""
+    """A guess, not measured: two for each core, at most 16, and at most one for each GB of free memory."""
     available = memory.available_bytes()
     return max(1, min(2 * (os.cpu_count() or 1), 16, 16 if available is None else available // 10**9))
 
