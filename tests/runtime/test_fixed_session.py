@@ -10,6 +10,7 @@ import pytest
 from pipeline.graphs.teacher_forcing import EXACT
 from qwen3_tts_ov import Bundle, DeviceError, RequestError, Synthesizer, VoicePrompt
 from qwen3_tts_ov.app.server import application
+from qwen3_tts_ov.app.voices import Voices
 from qwen3_tts_ov.audio import pcm16
 from tests.conftest import configured
 from tests.readers.native import GERMAN, RECORDING, SAID, TEXT
@@ -89,7 +90,7 @@ def test_the_server_speaks_from_it_as_from_a_native_bundle(fixed):
     loaded = fixed("tiny-base", "NPUW on CPU")
     voice = VoicePrompt(loaded.engine.x_vector(RECORDING))
     expected = loaded.speak("Hello.", voice, seed=1, max_frames=6)
-    with served(application(loaded, voices={"me": voice})) as client:
+    with served(application(loaded, voices=Voices({"me": voice}))) as client:
         asked = {"input": "Hello.", "voice": "me", "seed": 1, "max_frames": 6, "response_format": "pcm"}
         assert client.post(SPEECH, json=asked).content == pcm16(expected.waveform)
 
