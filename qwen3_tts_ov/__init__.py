@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .synthesizer import Synthesizer as Synthesizer
     from .voice import VoicePrompt as VoicePrompt
 
-from .errors import AudioError, BundleError, DeviceError, Qwen3TTSError, RequestError
+from .errors import AudioError, BundleError, Cancelled, DeviceError, Qwen3TTSError, RequestError
 
 _HOMES = {
     "Bundle": "bundle",
@@ -32,7 +32,7 @@ _HOMES = {
     "VoicePrompt": "voice",
 }
 
-__all__ = [*_HOMES, "AudioError", "BundleError", "DeviceError", "Qwen3TTSError", "RequestError"]
+__all__ = [*_HOMES, "AudioError", "BundleError", "Cancelled", "DeviceError", "Qwen3TTSError", "RequestError"]
 
 
 def __getattr__(name: str) -> Any:
