@@ -93,7 +93,7 @@ class Engine:
     components not named. Encoders are compiled when first used: only cloning needs them.
 
     `slots` above 1 lets so many requests speak at a time in one pass over the weights; `batch` is then their
-    scheduler. It is None for one slot, and where the talker's device or OpenVINO lacks paged attention (see `why_alone`).
+    scheduler. It is None for one slot, and where the talker's device or OpenVINO has no paged attention (`why_alone`).
 
     Raises DeviceError for a device or property that OpenVINO rejects, RequestError for an unknown component.
     """
