@@ -31,6 +31,8 @@ STAGES = {
 }
 LONGEST = {"test_cli.py", "test_documentation.py", "test_pipeline.py", "test_publish.py", "test_speech.py"}
 
+SPOKEN = ("chinese", "english", "german")  # by the rollouts of tests
+
 # The cells of tests: random weights are small, and none needs more.
 AXES = "variants: [tiny-custom-voice, tiny-base, tiny-voice-design]\nprecisions: [fp16, int8, int4]\nlayouts: []\n"
 
@@ -131,12 +133,23 @@ def new_checkout(checkout: Path) -> Path:
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, checkout / name)
     (checkout / "params.yaml").write_text(AXES)
+    abridge(checkout / "conf")
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     hour = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")  # two copies, one commit
     for command in (["init", "-q"], ["add", "--all"], [*identity, "commit", "-qm", "Copy"]):
         subprocess.run(["git", *command], cwd=checkout, check=True, env=os.environ | hour)
     dvc(checkout, "config", "--local", "cache.type", "copy")  # tests damage copies of these outputs
     return checkout
+
+
+def abridge(conf: Path) -> None:
+    """Has the stages of a checkout say less: random weights tell no more in a minute than in a second."""
+    rollout, smoke = (OmegaConf.load(conf / stage / "default.yaml") for stage in ("rollout", "smoke"))
+    rollout.texts, rollout.frames, smoke.max_frames = len(SPOKEN), 4, 24
+    for split in ("calibration", "held_out"):
+        rollout[split] = {language: rollout[split][language] for language in SPOKEN}
+    OmegaConf.save(rollout, conf / "rollout" / "default.yaml")
+    OmegaConf.save(smoke, conf / "smoke" / "default.yaml")
 
 
 def copied(checkout: Path, target: Path) -> Path:

@@ -29,7 +29,7 @@ RATE, SAMPLES_PER_FRAME = 24000, 1920
         ("tiny-custom-voice", "fp16"),
         ("tiny-custom-voice", "int8"),
         ("tiny-base", "int8"),
-        ("tiny-voice-design", "int8"),
+        pytest.param("tiny-voice-design", "int8", marks=pytest.mark.prove),
         pytest.param("tiny-base", "fp16", marks=pytest.mark.prove),
         pytest.param("tiny-voice-design", "fp16", marks=pytest.mark.prove),
     ],

@@ -19,7 +19,6 @@ CELLS = [
     ("tiny-custom-voice", "fp16"),
     ("tiny-custom-voice", "int8"),
     ("tiny-base", "int8"),
-    ("tiny-voice-design", "int8"),
 ]
 
 
@@ -32,7 +31,7 @@ def report(artifact, checkout_of_all, tmp_path_factory) -> Path:
         (root / variant / precision).symlink_to(artifact("smoke", variant, precision).parent)
     done = run_stage("report", f"artifacts={root}", checkout=checkout_of_all)
     assert done.returncode == 0, done.stderr
-    assert "4 cells" in done.stdout
+    assert f"{len(CELLS)} cells" in done.stdout
     return shutil.move(root / "report.html", tmp_path_factory.mktemp("report") / "report.html")
 
 

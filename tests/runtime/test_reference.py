@@ -9,7 +9,8 @@ import torch
 
 from model_src.checkpoint import Checkpoint
 from model_src.generate import SpeechModel
-from qwen3_tts_ov import Bundle, Sampling, Synthesizer, VoicePrompt, prompt
+from pipeline.rollout import exported
+from qwen3_tts_ov import Sampling, Synthesizer, VoicePrompt, prompt
 
 TEXT, LANGUAGE, INSTRUCT = "It is the same voice, whoever runs it.", "english", "Speak slowly."
 FRAMES = 24
@@ -19,16 +20,16 @@ GREEDY = {"do_sample": False, "subtalker_dosample": False}
 
 @pytest.fixture(scope="module")
 def both(artifact: Callable[..., Path], model_cache: Path) -> Callable[[str], tuple[Synthesizer, SpeechModel]]:
-    """`both("tiny-base")`: the 16-bit bundle at full arithmetic precision, and the networks of its checkpoint."""
+    """`both("tiny-base")`: the exported graphs at full arithmetic precision, and the networks of their checkpoint."""
     made: dict[str, tuple[Synthesizer, SpeechModel]] = {}
 
     def get(variant: str) -> tuple[Synthesizer, SpeechModel]:
         if variant not in made:
-            bundle = Bundle.load(artifact("bundle", variant, "fp16"))
-            checkpoint = Checkpoint(artifact("download", variant))
+            checkpoint = artifact("download", variant)
+            model = exported(variant, checkpoint, artifact("export", variant))
             made[variant] = (
-                Synthesizer(bundle, properties=EXACT, cache_dir=model_cache),
-                SpeechModel(checkpoint, bundle.config),
+                Synthesizer(model, properties=EXACT, cache_dir=model_cache),
+                SpeechModel(Checkpoint(checkpoint), model.config),
             )
         return made[variant]
 
