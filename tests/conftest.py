@@ -275,6 +275,18 @@ def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_
     return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
 
 
+def pytest_configure() -> None:
+    """Keeps each process of a parallel run, and what it starts, on a core of its own where the system can.
+
+    OpenVINO starts as many threads as it sees cores, whatever OMP_NUM_THREADS says, and those of several processes wait
+    for each other: a stage of the tiny variants takes as long on one core as on two.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files that take longest first, so that no process is left with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
