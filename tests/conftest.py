@@ -29,7 +29,7 @@ STAGES = {
     "bundle": "bundle",
     "smoke": "smoke",
 }
-LONGEST = {"test_cli.py", "test_documentation.py", "test_pipeline.py", "test_publish.py", "test_speech.py"}
+LONGEST = {f"test_{name}.py" for name in ("cli", "documentation", "edges", "pipeline", "publish", "speech")}
 
 SPOKEN = ("chinese", "english", "german")  # by the rollouts of tests
 

@@ -290,6 +290,7 @@ def test_a_cluster_without_a_remote_is_refused(tmp_path):
     assert "no DVC remote for the cluster to meet in" in done.stderr
 
 
+@pytest.mark.prove
 def test_a_local_fleet_builds_what_it_can_and_resumes_where_it_was(tmp_path):
     """One cell misses its gate: the others are built; once it is fixed, only that cell is built."""
     checkout = new_checkout(tmp_path / "checkout")

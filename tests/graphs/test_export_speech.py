@@ -14,7 +14,7 @@ from qwen3_tts_ov.engine import Session
 from qwen3_tts_ov.prompt import Prompt
 from qwen3_tts_ov.sampling import Sampling, TalkerSampler
 from tests.exported import request
-from tests.official import LIVE, Official
+from tests.official import LIVE, VARIANTS, Official
 
 GREEDY = Sampling(do_sample=False, repetition_penalty=1.05)
 
@@ -45,6 +45,7 @@ def voice_of(official: Official, case: dict) -> VoicePrompt | None:
     return VoicePrompt(voice["speaker"], voice.get("reference"), case.get("reference_text")) if voice else None
 
 
+@pytest.mark.parametrize("official", [name for name in VARIANTS if name.startswith("tiny-")], indirect=True)
 @pytest.mark.skipif(LIVE is not None, reason="the graphs are those of the tiny checkpoints")
 def test_greedy_codes_equal_the_networks_over_64_frames_in_every_mode(official: Official, artifact):
     ir: Path = artifact("export", official.folder.parent.name)

@@ -292,7 +292,7 @@ def test_eight_threads_with_twenty_requests_each_get_what_one_thread_gets(synthe
 def test_a_batch_may_run_at_once_on_a_device_compiled_for_several(synthesizer):
     expected = synthesizer("custom_voice")
     loaded = Synthesizer(expected.model, properties={"default": {"NUM_STREAMS": 2}}, cache_dir=False)
-    assert loaded.engine.property("talker", "NUM_STREAMS") == 2
+    assert loaded.engine.property("talker", "NUM_STREAMS") == min(2, len(os.sched_getaffinity(0)))
     assert loaded.engine.property("talker", "NO_SUCH_PROPERTY") is None
     texts = ["One text.", "Another text.", "A third.", "And a fourth."]
 
