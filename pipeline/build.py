@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from safetensors.numpy import save_file
 
 from model_src.checkpoint import Checkpoint, CheckpointError
-from model_src.config import ConfigError
+from model_src.config import ConfigError, TalkerConfig
 from pipeline.graphs.adaptors import build_graph, graph_names
 from pipeline.graphs.components import Call
 from pipeline.stage import PipelineError, main, output, paths, report, track
@@ -21,6 +21,7 @@ def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/model/<component>.safetensors: named arrays `<call>.<in|out>.<port>`."""
     where = paths(cfg)
     checkpoint = checked(where.checkpoint, cfg.variant.name)
+    check_heads(checkpoint.config.talker_config, cfg.layout)
     with output(where.model) as model:
         parameters = {}
         kind = checkpoint.config.tts_model_type
@@ -41,6 +42,17 @@ def checked(folder: Path, variant: str) -> Checkpoint:
         remedy = f"correct the checkpoint, then repeat its download: dvc repro --force --single-item download@{variant}"
         raise PipelineError(f"{error}; {remedy}") from None
     return checkpoint
+
+
+def check_heads(talker: TalkerConfig, layout: DictConfig) -> None:
+    """Raises PipelineError where the layout's program knows one width of heads, and the checkpoint has another."""
+    needed = layout.get("head_dim")
+    for name, network in {"talker": talker, "code predictor": talker.code_predictor_config}.items():
+        if needed is not None and network.head_dim != needed:
+            raise PipelineError(
+                f"the {name} has heads of {network.head_dim} values, and {layout.name} speaks only from those of "
+                f"{needed}; leave this layout out"
+            )
 
 
 def write_record(path: Path, calls: list[Call], results: list[Call]) -> None:

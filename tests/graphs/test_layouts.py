@@ -13,7 +13,9 @@ from openvino._offline_transformations import stateful_to_stateless_transformati
 
 from model_src.checkpoint import Checkpoint
 from model_src.layers import causal_mask, rotary
-from pipeline.stage import ROOT
+from pipeline import build
+from pipeline.stage import ROOT, PipelineError
+from tests.conftest import configured
 from tests.exported import Call, answers, assert_equal, request
 
 CONTRACTS = ROOT / "tests" / "contracts"
@@ -228,3 +230,14 @@ def test_a_graph_that_differs_only_in_names_shares_the_weights_on_disk(bundle_of
     graph = {"openarc": "text_model", "genai": "openvino_text_embeddings"}[layout]
     ours: Path = artifact("compress", "tiny-base") / "text_embedding.bin"
     assert (bundle_of(layout) / f"{graph}.bin").samefile(ours)
+
+
+def test_openarc_is_refused_a_checkpoint_whose_heads_it_cannot_rotate(artifact, tmp_path):
+    voice = artifact("download", "mini-custom-voice")
+    (tmp_path / voice.parent.name).mkdir()
+    (tmp_path / voice.parent.name / "checkpoint").symlink_to(voice)
+    with pytest.raises(
+        PipelineError, match="the talker has heads of 64 values, and openarc speaks only from those of 128"
+    ):
+        build.run(configured(f"variant={voice.parent.name}", "layout=openarc", f"artifacts={tmp_path}"))
+    assert not (tmp_path / voice.parent.name / "openarc").exists()

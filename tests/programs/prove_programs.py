@@ -19,7 +19,7 @@ from pipeline.graphs.teacher_forcing import EXACT
 from pipeline.release.card import KINDS
 from pipeline.stage import ROOT
 from qwen3_tts_ov import Bundle, Synthesizer
-from tests.readers.native import ASKED, FRAMES, RECORDING, native
+from tests.readers.native import FRAMES, RECORDING, asked_of, native
 
 HERE = Path(__file__).parent
 CELLS = os.environ.get("CELLS", "").split()
@@ -64,7 +64,7 @@ def spoken(python: Path, script: str, arguments: list[str], requests: list[Any],
 def assert_native(bundle: Bundle, spoken: list[Any], by_openarc: bool, record_property: Any) -> None:
     """Asserts that a program spoke what the native runtime speaks, and counts the utterances."""
     synthesizer = Synthesizer(bundle, properties={"default": EXACT}, cache_dir=False)
-    for (name, asked), codes in zip(ASKED[bundle.manifest["kind"]].items(), spoken, strict=True):
+    for (name, asked), codes in zip(asked_of(bundle).items(), spoken, strict=True):
         expected, _ = native(synthesizer, asked, by_openarc)
         np.testing.assert_array_equal(codes[:FRAMES], expected, err_msg=name)
     name = "OpenArc" if by_openarc else "optimum-intel"
@@ -75,7 +75,7 @@ def test_openarc_speaks(bundle, cell, recording, tmp_path, record_property):
     python = program("OPENARC", ".venv/bin/python")
     kind = KINDS[bundle.manifest["kind"]].openarc_type
     requests = []
-    for asked in ASKED[bundle.manifest["kind"]].values():
+    for asked in asked_of(bundle).values():
         greedy = {"max_new_tokens": FRAMES, "do_sample": False, "subtalker_do_sample": False}
         request = {"input": asked.text, "language": asked.language, "non_streaming_mode": asked.text_first, **greedy}
         if kind == "custom_voice":
@@ -86,15 +86,14 @@ def test_openarc_speaks(bundle, cell, recording, tmp_path, record_property):
             request |= {"ref_audio_b64": b64encode(recording.read_bytes()).decode(), "ref_text": asked.reference_text}
         requests.append(request)
     checkout = python.parents[2]
-    folder = str(cell / "openarc" / "bundle")
-    codes = spoken(python, "openarc.py", [folder, kind], requests, tmp_path, checkout)
+    codes = spoken(python, "openarc.py", [str(cell / "openarc" / "bundle"), kind], requests, tmp_path, checkout)
     assert_native(bundle, codes, True, record_property)
 
 
 def test_optimum_intel_speaks(bundle, cell, recording, tmp_path, record_property):
     python = program("OPTIMUM", "bin/python")
     requests = []
-    for asked in ASKED[bundle.manifest["kind"]].values():
+    for asked in asked_of(bundle).values():
         voice: dict[str, Any] = {"speaker": asked.speaker, "instruct": asked.instruct}
         if asked.recording is not None:
             voice = {"ref_audio": str(recording), "ref_text": asked.reference_text}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.stage import ROOT
-from qwen3_tts_ov import Model, Synthesizer, VoicePrompt, audio, prompt
+from qwen3_tts_ov import Bundle, Model, Synthesizer, VoicePrompt, audio, prompt
 from qwen3_tts_ov.generation import Request, chunk_sizes, speak
 from qwen3_tts_ov.sampling import Sampling
 from tests.readers.host import Asked, Codes, Floats
@@ -32,6 +32,14 @@ ASKED = {
         "in context, text beside": Asked(GERMAN, recording=RECORDING, reference_text=SAID, text_first=False),
     },
 }
+
+
+def asked_of(bundle: Bundle) -> dict[str, Asked]:
+    """What a bundle's kind is asked, by voices that it has."""
+    return {
+        name: asked if asked.speaker in (None, *bundle.speakers) else replace(asked, speaker=bundle.speakers[0])
+        for name, asked in ASKED[bundle.manifest["kind"]].items()
+    }
 
 
 def native(synthesizer: Synthesizer, asked: Asked, by_openarc: bool = False) -> tuple[Codes, Floats]:
