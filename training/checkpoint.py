@@ -37,8 +37,6 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.checkpoint)
     config = configuration(cfg)
     encoder, decoder, quantizer = load_codec(cfg)
-    if (adapted := work(cfg) / "decoder.safetensors").exists():
-        decoder.load_state_dict(load_file(adapted, device=cfg.device))
     language = Language(cfg, config, quantizer)
     language.load_state_dict(load_file(work(cfg) / "predictor.safetensors", device=cfg.device))
     networks = language.plain() | {"speech_encoder": encoder, "speech_decoder": decoder}

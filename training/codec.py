@@ -51,9 +51,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def load_codec(cfg: DictConfig) -> tuple[SpeechEncoder, SpeechDecoder, ResidualQuantizer]:
-    """The trained codec."""
+    """The trained codec, refined (decoder.py) if it has been."""
     encoder, decoder = codec(cfg)
-    torch.nn.ModuleList([encoder, decoder]).load_state_dict(load_file(work(cfg) / "codec.safetensors"))
+    refined, made = work(cfg) / "refined.safetensors", work(cfg) / "codec.safetensors"
+    torch.nn.ModuleList([encoder, decoder]).load_state_dict(load_file(refined if refined.exists() else made))
     quantizer = ResidualQuantizer(
         cfg.codec.groups, cfg.codec.rows, encoder.config.codebook_dim, cfg.talker.predicted
     ).to(cfg.device)
@@ -96,14 +97,9 @@ def train(
         frames = speech.crops(settings.batch, settings.frames)
         audio = speech.audio(frames) * 10 ** (torch.randn(settings.batch, 1) * 0.06)
         first = speech.first[frames]
-        with autocast(cfg):
-            features = encoder.features(audio)
-            meant = encoder.semantic.input_proj(features).transpose(1, 2).float()
-            latents = encoder.acoustic.input_proj(features).transpose(1, 2).float()
+        latents, logits = listen(cfg, encoder, audio)
         if loop.step >= settings.unquantized and not quantizer.started:
             start_quantizer(cfg, encoder, quantizer, speech)
-        rows = encoder.semantic.tables[0]
-        logits = meant @ rows.T - rows.square().sum(-1) / 2
         recognition = F.cross_entropy(logits.flatten(0, 1), first.flatten())
         understood = logits.argmax(-1)
         mistaken = (torch.rand(settings.batch, 1) < 0.3) & (loop.step > 600)
@@ -126,6 +122,17 @@ def train(
             loop.log(mel=(spectra.log_mel(made) - spectra.log_mel(wanted)).abs().mean(), first_right=right)
 
 
+def listen(cfg: DictConfig, encoder: SpeechEncoder, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """Of samples [batch, samples]: the acoustic latents [batch, frames, size], and the logits of the first codes."""
+    with autocast(cfg):
+        features = encoder.features(audio)
+        latents, meant = (
+            kind.input_proj(features).transpose(1, 2).float() for kind in (encoder.acoustic, encoder.semantic)
+        )
+    rows = encoder.semantic.tables[0]
+    return latents, meant @ rows.T - rows.square().sum(-1) / 2
+
+
 def compared(made: Tensor, audio: Tensor, crop: slice, lead: int) -> tuple[Tensor, Tensor]:
     """The samples to compare: of the crop without the frames that lead in."""
     return made[:, lead * FRAME :], audio[:, (crop.start + lead) * FRAME : crop.stop * FRAME]
@@ -143,7 +150,7 @@ def start_quantizer(cfg: DictConfig, encoder: SpeechEncoder, quantizer: Residual
 
 @torch.no_grad()
 def write_codes(cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, speech: Speech) -> None:
-    """Writes codes.npz: `codes` [frames, 1 + groups], the first of the phones, and `heard`, the encoder's first."""
+    """Writes codes.npz: `codes` [frames, 1 + groups], the first of the phones. Prints how many the encoder hears so."""
     torch.backends.cudnn.benchmark = False  # every batch has a length of its own
     codes = torch.zeros(speech.frames, 1 + len(quantizer.rows), dtype=torch.int16)
     heard = torch.zeros(speech.frames, dtype=torch.int16)
@@ -152,17 +159,13 @@ def write_codes(cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuan
     for batch in np.array_split(order, max(1, int(speech.lengths.sum() * 1.1) // (cfg.codec.batch * 600))):
         longest = int(speech.lengths[batch].max())
         frames = (speech.starts[batch][:, None] + torch.arange(longest)).clamp(max=speech.frames - 1)
-        with autocast(cfg):
-            samples = (frames[..., None] * FRAME + torch.arange(FRAME)).flatten(1)
-            features = encoder.features(speech.waveform[samples].float() / 32767)
-            latents = encoder.acoustic.input_proj(features).transpose(1, 2).float()
-            meant = encoder.semantic.input_proj(features).transpose(1, 2).float()
+        samples = (frames[..., None] * FRAME + torch.arange(FRAME)).flatten(1)
+        latents, logits = listen(cfg, encoder, speech.waveform[samples].float() / 32767)
         inside = torch.arange(longest) < torch.as_tensor(speech.lengths[batch])[:, None]
         codes[frames[inside], 1:] = quantizer.codes(latents[inside]).short()
-        rows = encoder.semantic.tables[0]
-        heard[frames[inside]] = (meant[inside] @ rows.T - rows.square().sum(-1) / 2).argmax(-1).short()
+        heard[frames[inside]] = logits[inside].argmax(-1).short()
     partial = work(cfg) / "codes.partial.npz"
-    np.savez(partial, codes=codes.cpu().numpy(), heard=heard.cpu().numpy())
+    np.savez(partial, codes=codes.cpu().numpy())
     partial.rename(work(cfg) / "codes.npz")
     bits = [entropy(codes[:, group]) for group in range(codes.shape[1])]
     right = (codes[:, 0] == heard).float().mean()

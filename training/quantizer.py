@@ -44,7 +44,10 @@ class ResidualQuantizer(nn.Module):
         return total
 
     def forward(self, x: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantises x [batch, frames, size] while training: the sum of the heard rows and the commitment loss."""
+        """Quantises x [batch, frames, size] while training: the sum of the heard rows and the commitment loss.
+
+        The rows learn too, but not after `eval()`.
+        """
         flat = x.flatten(0, 1)
         heard = heard.repeat_interleave(x.shape[1])
         rest, total, commitment = flat, torch.zeros_like(flat), flat.new_zeros(())
@@ -52,7 +55,8 @@ class ResidualQuantizer(nn.Module):
             with torch.no_grad():
                 code = self.nearest(group, rest)
             rows = F.embedding(code, self.rows[group])
-            self._learn(group, rest.detach(), code)
+            if self.training:
+                self._learn(group, rest.detach(), code)
             used = heard > group
             commitment = commitment + ((rest - rows).square().mean(-1) * used).mean()
             total = total + rows * used[:, None]
