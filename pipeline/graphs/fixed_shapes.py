@@ -111,15 +111,13 @@ def attend_apart(
     """
     queries, keys, values = attention.project(x)
     queries, keys = rotate(queries, *positions), rotate(keys, *positions)
-    shared = queries.unflatten(1, (attention.kv_heads, -1))  # [1, kv heads, query heads of each, positions, head_dim]
-    groups, slots = shared.shape[2], past[0].shape[2]
-    shared = shared.flatten(2, 3) * attention.head_dim**-0.5
+    # Query heads that share keys become queries of one head.
+    shared = queries.reshape(1, attention.kv_heads, -1, attention.head_dim) * attention.head_dim**-0.5
     before = shared @ past[0].transpose(2, 3) + masks[0]
-    among = shared @ keys.transpose(2, 3) + masks[1].repeat(groups, 1)
-    weights = torch.cat((before, among), dim=-1).softmax(-1)
+    among = shared @ keys.transpose(2, 3) + masks[1].repeat(attention.heads // attention.kv_heads, 1)
+    slots, weights = past[0].shape[2], torch.cat((before, among), dim=-1).softmax(-1)
     mixed = weights[..., :slots] @ past[1] + weights[..., slots:] @ values
-    heads = mixed.unflatten(2, (groups, -1)).flatten(1, 2)
-    return attention.o_proj(heads.transpose(1, 2).flatten(2)), (keys, values)
+    return attention.o_proj(mixed.reshape(queries.shape).transpose(1, 2).flatten(2)), (keys, values)
 
 
 def draw(rng: np.random.Generator, port: Port) -> np.ndarray:
