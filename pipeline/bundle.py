@@ -34,7 +34,8 @@ from pipeline.stage import (
     read_json,
     read_report,
 )
-from qwen3_tts_ov.bundle import FORMAT, Bundle, bundle_id
+from qwen3_tts_ov.bundle import Bundle
+from qwen3_tts_ov.manifest import FORMAT, bundle_id
 
 # What decides the content of a bundle; a change elsewhere, as in dvc.lock or to the list of cells in params.yaml,
 # leaves the checkout clean.

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from pipeline.release import hub
 from pipeline.release.prepare import prepare, release_files
 from pipeline.stage import PipelineError, main, output
-from qwen3_tts_ov.bundle import MANIFEST, Bundle, verified
+from qwen3_tts_ov.bundle import Bundle, verified
+from qwen3_tts_ov.manifest import MANIFEST
 
 
 def run(cfg: DictConfig) -> None:

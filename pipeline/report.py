@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.judging import gates
 from pipeline.stage import REPORT, ROOT, PipelineError, main, paths_of, read_json, read_metrics, read_report
-from qwen3_tts_ov.bundle import MANIFEST
+from qwen3_tts_ov.manifest import MANIFEST
 
 # The plot is DVC's too (`dvc plots show`), which puts the points where this marker stands.
 PICTURE, POINTS = ROOT / ".dvc" / "plots" / "size_quality.json", '"<DVC_METRIC_DATA>"'

@@ -39,7 +39,7 @@ from pipeline.judging.scorers import (
 )
 from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
 from qwen3_tts_ov import Bundle, Synthesizer, audio
-from qwen3_tts_ov.bundle import read_manifest
+from qwen3_tts_ov.manifest import read_manifest
 
 Recording = tuple[str, Floats, str | None]  # its path as conf has it, the waveform [samples], and what is said in it
 

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from pipeline.release.card import figure, megabytes
 from pipeline.stage import REPORT, main, read_json, read_metrics
-from qwen3_tts_ov.bundle import MANIFEST
+from qwen3_tts_ov.manifest import MANIFEST
 
 HEAD = "| variant | precision | size | bundle | device | result | real-time factor | first audio |"
 

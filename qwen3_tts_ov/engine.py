@@ -1,4 +1,4 @@
-"""A model's compiled graphs, and sessions: the infer requests and decoder state of one utterance at a time."""
+"""A model's compiled graphs, each for its device, and the sessions that run them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ import os
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
 from . import memory, names
 from .batching import Batch, Seat
 from .errors import DeviceError, RequestError, boundary
+from .fixed_session import FixedSession
 from .home import some_home
 from .model import Model
-from .prompt import REFERENCE, SPEAKER, Prompt
-from .voice import VoicePrompt
+from .session import Codes, Floats, Session, infer, reason
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -37,8 +35,6 @@ _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 _POSITIONS = 2048  # of the talker's cache for each slot: a piece of half a minute with its prompt, and room to spare
 _MEMORY_SHARE = 0.5  # of the memory available, that the cache may take
 
-Floats = NDArray[np.float32]
-Codes = NDArray[np.int64]
 MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Path]], Session]"
 
 
@@ -54,14 +50,14 @@ def user_cache() -> Path | None:
 def devices() -> dict[str, str]:
     """OpenVINO's devices on this machine and their full names. Raises DeviceError."""
     core = _core()
-    with boundary(DeviceError, "OpenVINO cannot list the devices", _reason):
+    with boundary(DeviceError, "OpenVINO cannot list the devices", reason):
         return {name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices}
 
 
 def describe(device: str) -> dict[str, str | None]:
     """Full name and driver of a device and the build of its plugin; None for what it has not. Raises DeviceError."""
     core = _core()
-    with boundary(DeviceError, f"{device}: OpenVINO cannot describe it", _reason):
+    with boundary(DeviceError, f"{device}: OpenVINO cannot describe it", reason):
         plugin = next(iter(core.get_versions(device).values())).build_number
         names = [name for name in core.available_devices if device in (name, _base(name))]
         if not names:  # one that is reached through another, as an NPU's plugin can be tried on the CPU
@@ -121,7 +117,7 @@ class Engine:
         self._mapped = [*weights.values(), *(Path(folder).resolve() for folder in self._cache.values())]
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._lock = threading.Lock()
-        self.session_class = _session_class(model)
+        self.session_class = Session if model.sizes is None else FixedSession
         self._session: MakeSession = self.session_class
         self.why_alone = why_alone(model, self._place("talker")[0]) if slots > 1 else "one slot"
         self._free: list[Session] = []
@@ -187,7 +183,7 @@ class Engine:
     def _encode(self, name: str, audio: Floats, output: str) -> NDArray[Any]:
         with self._lock:
             self._compile(name)
-        found = _infer(name, self._request(name), {"audio": audio[None]})[output][0].copy()
+        found = infer(name, self._request(name), {"audio": audio[None]})[output][0].copy()
         memory.release(self._mapped)
         return found
 
@@ -212,10 +208,10 @@ class Engine:
         positions = max(slots * _POSITIONS, self.model.config["talker_config"]["max_position_embeddings"])
         if (available := memory.available_bytes()) is not None:
             positions = min(positions, int(_MEMORY_SHARE * available) // _cache_bytes(talker))
-        return Batch(slots, talker, predictors, positions, _infer)
+        return Batch(slots, talker, predictors, positions, infer)
 
     def _request(self, name: str) -> ov.InferRequest:
-        with boundary(DeviceError, f"{name} failed", _reason):
+        with boundary(DeviceError, f"{name} failed", reason):
             return self._compiled[name].create_infer_request()
 
     def _compile(self, name: str, kept_as: str = "", size: int = 1) -> None:
@@ -224,7 +220,7 @@ class Engine:
             return
         device, recommended, default = self._place(name)
         start = time.perf_counter()
-        with boundary(DeviceError, f"{name}: cannot be compiled for {device}", _reason), memory.mapping_lock:
+        with boundary(DeviceError, f"{name}: cannot be compiled for {device}", reason), memory.mapping_lock:
             given = {**default, **self._properties.get(name, {})}
             # The NPU plugin's cache does not tell graphs apart by their properties: it would restore one without them.
             cached = self._gains_by_cache(name) and not (given and _base(device) == "NPU")
@@ -315,132 +311,16 @@ class Engine:
         return graph
 
 
-class Session:
-    """One utterance's infer requests: embeds its prompt, steps through its frames, decodes them. For one thread.
-
-    `seconds` and `calls` count by component since the last `reset`; the talker's first call of an utterance counts as
-    `prefill`. The resident pages of the `mapped` files are released after a component's first call.
-    """
-
-    def __init__(self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = ()) -> None:
-        self._requests = requests
-        self._mapped = mapped
-        self._ran: set[str] = set()
-        self._position = 0
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.calls: defaultdict[str, int] = defaultdict(int)
-
-    def reset(self) -> None:
-        """Clears utterance and counts; memory stays reserved for the next utterance."""
-        self.new_utterance()
-        self.seconds.clear()
-        self.calls.clear()
-
-    def new_utterance(self) -> None:
-        """Empties the talker's cache and the speech decoder's state."""
-        self._position = 0
-        for name in ("talker", "speech_decoder"):
-            with boundary(DeviceError, f"{name} failed", _reason):
-                self._requests[name].reset_state()
-
-    def embed(self, prompt: Prompt, voice: VoicePrompt | None) -> tuple[Floats, Floats]:
-        """The prefill [positions, width] and the text to feed alongside the frames [trailing + 1, width].
-
-        The last of those rows is the padding that is fed once the text has ended.
-        """
-        text_ids = np.array([*prompt.text_ids, *prompt.trailing_text_ids, prompt.pad_text_id])
-        codec_ids = np.array(prompt.codec_ids)
-        text = self._rows("text_embedding", text_ids)
-        prefill, following = text[: len(prompt)].copy(), text[len(prompt) :]
-        prefill += self._rows("codec_embedding", codec_ids)
-        if voice is not None:
-            prefill[codec_ids == SPEAKER] += voice.x_vector
-            if voice.codes is not None:
-                prefill[codec_ids == REFERENCE] += self._reference(voice.codes)
-        return prefill, following
-
-    def talk(self, embeddings: Floats) -> tuple[Floats, Floats]:
-        """Feeds [positions, width] to the talker; returns logits [vocabulary], hidden [1, 1, width] of the last."""
-        positions = np.arange(self._position, self._position + len(embeddings), dtype=np.int64)
-        self._position += len(embeddings)
-        inputs: dict[str, NDArray[Any]] = {
-            "inputs_embeds": embeddings[None],
-            "position_ids": positions[None],
-            "beam_idx": np.zeros(1, np.int32),
-        }
-        result = self._run("talker", inputs, counted_as="talker" if positions[0] else "prefill")
-        return self._finite("talker", result["logits"])[0, 0], result["hidden"]
-
-    def predict_frame(
-        self, hidden: Floats, first_code: int, sampling: Mapping[str, NDArray[Any]]
-    ) -> tuple[Codes, Floats]:
-        """A frame's codes [code groups] and their summed embedding [1, width], for the next talker step.
-
-        `sampling` holds the graph's noise, temperature, top_k and top_p.
-        """
-        first = np.array([[first_code]], np.int64)
-        result = self._run("code_predictor", {"talker_hidden": hidden, "first_code": first, **sampling})
-        return result["codes"][0].copy(), self._finite("code_predictor", result["embeddings"])[0]
-
-    def decode(self, codes: Codes) -> Floats:
-        """The samples of the next frames [frames, code groups], float32 [frames * samples per frame]."""
-        return self._run("speech_decoder", {"codes": codes.T[None]})["waveform"][0, 0].copy()
-
-    def _reference(self, codes: Codes) -> Floats:
-        """The summed code embeddings of every frame, [frames, width]."""
-        first = self._run("codec_embedding", {"token_ids": codes[None, :, 0]})["embeddings"][0].copy()
-        return first + self._run("residual_code_embedding", {"codes": codes[None, :, 1:]})["embeddings"][0]
-
-    def _rows(self, name: str, ids: NDArray[np.int64]) -> Floats:
-        """Rows of an embedding table [ids, width], zero where an id is a placeholder."""
-        real = ids >= 0
-        found = self._run(name, {"token_ids": ids[None, real]})["embeddings"][0]
-        rows = np.zeros((len(ids), found.shape[1]), np.float32)
-        rows[real] = found
-        return rows
-
-    def _run(
-        self, name: str, inputs: Mapping[str, NDArray[Any]], counted_as: str | None = None
-    ) -> Mapping[str, NDArray[Any]]:
-        start = time.perf_counter()
-        result = _infer(name, self._requests[name], inputs)
-        self.seconds[counted_as or name] += time.perf_counter() - start
-        self.calls[counted_as or name] += 1
-        if name not in self._ran:
-            self._ran.add(name)
-            memory.release(self._mapped)
-        return result
-
-    def _finite(self, name: str, values: Floats) -> Floats:
-        if not np.isfinite(values).all():
-            raise DeviceError(
-                f"{name} returned values that are not finite; compile it with INFERENCE_PRECISION_HINT f32"
-            )
-        return values
-
-
-def _session_class(model: Model) -> type[Session]:
-    from .fixed_session import FixedSession
-
-    return Session if model.sizes is None else FixedSession
-
-
 def _base(device: str) -> str:
     """A device's kind: `GPU` for `GPU.0`, `HETERO` for `HETERO:GPU,CPU`."""
     return device.partition(":")[0].partition(".")[0]
 
 
 def _core() -> ov.Core:
-    with boundary(DeviceError, "OpenVINO does not start", _reason, "install it again"), some_home():
+    with boundary(DeviceError, "OpenVINO does not start", reason, "install it again"), some_home():
         import openvino as ov
 
         return ov.Core()
-
-
-def _infer(name: str, request: ov.InferRequest, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """Outputs by name. They are views into the request: copy them to keep them beyond its next call."""
-    with boundary(DeviceError, f"{name} failed", _reason):
-        return request.infer(inputs, share_outputs=True)
 
 
 def _cache_bytes(talker: ov.InferRequest) -> int:
@@ -493,10 +373,3 @@ def _writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _reason(error: Exception) -> str:
-    """The informative line of an OpenVINO error; the others only give positions in its sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[-1]

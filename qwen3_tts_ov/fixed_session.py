@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Codes, Floats, Session, _reason
 from .errors import DeviceError, boundary
+from .session import Codes, Floats, Session, reason
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -27,7 +27,7 @@ class FixedSession(Session):
     def __init__(self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = ()) -> None:
         super().__init__(requests, mapped)
         talker, decoder = requests["talker"], requests["speech_decoder"]
-        with boundary(DeviceError, "the graphs are not of the npu layout", _reason):
+        with boundary(DeviceError, "the graphs are not of the npu layout", reason):
             self._inputs: Floats = talker.get_tensor("inputs_embeds").data
             self._caches: dict[str, Floats] = _tensors(talker, "past_key_values")
             self._codes: Codes = decoder.get_tensor("codes").data
@@ -80,7 +80,7 @@ class FixedSession(Session):
     def _exchange(self) -> None:
         """Makes the history that a call returned the past of the next one."""
         decoder = self._requests["speech_decoder"]
-        with boundary(DeviceError, "speech_decoder failed", _reason):
+        with boundary(DeviceError, "speech_decoder failed", reason):
             for name in self._history:
                 returned = name.replace("past", "present")
                 past, present = decoder.get_tensor(name), decoder.get_tensor(returned)

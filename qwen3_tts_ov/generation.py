@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Codes, Engine, Floats, Session
+from .engine import Engine
 from .errors import Cancelled
 from .prompt import Prompt
 from .sampling import Sampling, TalkerSampler, exponential
+from .session import Codes, Floats, Session
 from .speech import Outcome, StopReason, Timings
 from .voice import VoicePrompt
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_src.checkpoint import Checkpoint
-from model_src.layers import rotary
+from model_src.layers import Attention, KeyValue, rotary, rotate
 from model_src.speech_decoder import History
 from pipeline.graphs.components import Call, CodePredictor, Component, Port, cache_states
 
@@ -38,13 +38,16 @@ class StaticTalker(Component):
         talker, new = self.network.config, torch.arange(inputs_embeds.shape[1])
         positions = rotary((filled + new)[None], talker.head_dim, talker.rope_theta)
         slots = torch.arange(past[0].shape[2])
-        cached = torch.where(slots < filled, 0.0, UNSEEN)[None].expand(len(new), -1)
-        among = torch.where(new[:, None] >= new[None], 0.0, UNSEEN)
-        mask = torch.cat((cached, among), dim=-1)[None, None]
-        caches = list(zip(past[::2], past[1::2], strict=True))
-        hidden, present = self.network.decode(inputs_embeds, positions, mask, caches)
+        masks = torch.where(slots < filled, 0.0, UNSEEN), torch.where(new[:, None] >= new, 0.0, UNSEEN)
+        hidden, added = inputs_embeds, list[Tensor]()
+        for layer, keys, values in zip(self.network.layers, past[::2], past[1::2], strict=True):
+            attended, present = attend_apart(
+                layer.self_attn, layer.input_layernorm(hidden), positions, masks, (keys, values)
+            )
+            hidden = hidden + attended
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            added += present
         hidden = self.network.norm(hidden)
-        added = [tensor[:, :, -len(new) :] for pair in present for tensor in pair]
         return self.network.codec_head(hidden), hidden, *added
 
     def calls(self, rng: np.random.Generator) -> list[Call]:
@@ -96,6 +99,25 @@ class StaticSpeechDecoder(Component):
         drawn = {name: draw(rng, port) for name, port in self.inputs.items() if name.startswith("past")}
         codes = rng.integers(0, config.codebook_size, self.inputs["codes"].shape)
         return [drawn | {"codes": codes, "seen": np.array([seen])} for seen in (5, config.sliding_window + 9)]
+
+
+def attend_apart(
+    attention: Attention, x: Tensor, positions: tuple[Tensor, Tensor], masks: tuple[Tensor, Tensor], past: KeyValue
+) -> tuple[Tensor, KeyValue]:
+    """As Attention over the past and x [1, positions, size], but the cache is read where it lies: neither joined with
+    the new keys and values, which are returned alone, nor repeated for the query heads that share it.
+
+    `masks` are those of the past [slots] and of the new positions [positions, positions].
+    """
+    queries, keys, values = attention.project(x)
+    queries, keys = rotate(queries, *positions), rotate(keys, *positions)
+    # Query heads that share keys become queries of one head.
+    shared = queries.reshape(1, attention.kv_heads, -1, attention.head_dim) * attention.head_dim**-0.5
+    before = shared @ past[0].transpose(2, 3) + masks[0]
+    among = shared @ keys.transpose(2, 3) + masks[1].repeat(attention.heads // attention.kv_heads, 1)
+    slots, weights = past[0].shape[2], torch.cat((before, among), dim=-1).softmax(-1)
+    mixed = weights[..., :slots] @ past[1] + weights[..., slots:] @ values
+    return attention.o_proj(mixed.reshape(queries.shape).transpose(1, 2).flatten(2)), (keys, values)
 
 
 def draw(rng: np.random.Generator, port: Port) -> np.ndarray:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.stage import PipelineError
 from qwen3_tts_ov import Synthesizer
-from qwen3_tts_ov.engine import Codes, Floats, Session
+from qwen3_tts_ov.session import Codes, Floats, Session
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from pipeline.stage import ROOT, PipelineError, fingerprint, list_files, read_json, write_json
-from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST
+from qwen3_tts_ov.bundle import CHECKSUMS
+from qwen3_tts_ov.manifest import MANIFEST
 
 SCHEMA = ROOT / "qwen3_tts_ov" / "manifest.schema.json"
 MATERIALS, PROVENANCE = "bom.cdx.json", "provenance.intoto.json"

@@ -19,7 +19,8 @@ from pipeline.checkpoints.hub import CLIENT, ERRORS, RemoteFile, explained, is_i
 from pipeline.release.attestations import read_checksums
 from pipeline.release.prepare import SIGNATURE, release_files
 from pipeline.stage import PipelineError
-from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, Bundle
+from qwen3_tts_ov.bundle import CHECKSUMS, Bundle
+from qwen3_tts_ov.manifest import MANIFEST
 
 ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; each wait is twice the one before

@@ -29,7 +29,8 @@ from pipeline.stage import (
     read_metrics,
     read_report,
 )
-from qwen3_tts_ov.bundle import CHECKSUMS, MANIFEST, Bundle, verified
+from qwen3_tts_ov.bundle import CHECKSUMS, Bundle, verified
+from qwen3_tts_ov.manifest import MANIFEST
 
 SIGNATURE = "model.sig"
 KEYLESS = "sigstore"

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +20,23 @@ from rich.table import Table
 
 from ..errors import Qwen3TTSError, RequestError
 from .console import outlets_for, people, pour
+from .options import (
+    AllowUrl,
+    AsJson,
+    BundleArgument,
+    Devices,
+    Properties,
+    Revision,
+    compile_bundle,
+    open_bundle,
+    parse_devices,
+    parse_properties,
+)
+from .serve import serve
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..speech import Outcome
-    from ..synthesizer import Synthesizer
 
 commands = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 INTRODUCTION = "Hello, my name is {name}. This is how I sound."
@@ -44,22 +55,10 @@ def _names_in(context: typer.Context, kind: str, incomplete: str) -> list[str]:
     os.environ["HF_HUB_OFFLINE"] = "1"  # nobody expects the Tab key to download a bundle
     try:
         # The arguments are not parsed yet: the option at the end of the line still lacks its value.
-        found = getattr(_open(context.args[0], context.params.get("revision")), kind)
+        found = getattr(open_bundle(context.args[0], context.params.get("revision")), kind)
     except (Qwen3TTSError, IndexError):
         return []
     return [name for name in found if name.startswith(incomplete)]
-
-
-BundleArgument = Annotated[str, typer.Argument(help="A bundle's folder or Hub id.")]
-Revision = Annotated[str | None, typer.Option(help="Of a Hub bundle: a branch, tag or commit.")]
-Devices = Annotated[
-    list[str] | None, typer.Option("--device", "-d", help="CPU, GPU, NPU, AUTO ...; or component=DEVICE. Repeatable.")
-]
-Properties = Annotated[
-    list[str] | None, typer.Option("--property", help="OpenVINO KEY=VALUE, or component.KEY=VALUE. Repeatable.")
-]
-AllowUrl = Annotated[bool, typer.Option("--allow-url", help="Fetch a recording that is given as an https URL.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
 def app(arguments: Sequence[str] | None = None) -> None:
@@ -119,13 +118,13 @@ def say(
     spoken = _read_text(text, file)
     if output is None and not play and not stream:
         output = Path("speech.wav")
-    loaded = _open(bundle, revision, verify=True)
+    loaded = open_bundle(bundle, revision, verify=True)
     fields = Fields("--voice", "--instruct", "--ref-text")
     said_by = _recording(voice, allow_url) if voice and loaded.kind == "base" else voice
     check_request(loaded.model, spoken, said_by, instruct, language, ref_text, fields)
     inputs = [path for path in (file, path_of(said_by)) if path is not None]
     outlets = outlets_for(output, play, stream, loaded.sample_rate, inputs)
-    synthesizer = _compile(loaded, device, properties, _slots_for(loaded, spoken, max_frames))
+    synthesizer = compile_bundle(loaded, device, properties, _slots_for(loaded, spoken, max_frames))
     speech = synthesizer.stream(spoken, said_by, instruct, language, ref_text, seed=seed, max_frames=max_frames)
     outcome = pour(speech, outlets)
     if as_json:
@@ -161,13 +160,13 @@ def voice(
     from ..request import check_recording
     from ..voice import ENDING
 
-    loaded = _open(bundle, revision, verify=True)
+    loaded = open_bundle(bundle, revision, verify=True)
     check_recording(loaded.model, ref_text)
     source = _recording(recording, allow_url)
     if isinstance(source, str):
         check_named(source)
     check_file(output, [ENDING], filter(None, [path_of(source)]))
-    _compile(loaded, device, None).voice_prompt(source, ref_text).save(output)
+    compile_bundle(loaded, device, None).voice_prompt(source, ref_text).save(output)
     people.print(f"{output}: saved; use it with `say --voice {output}`")
 
 
@@ -179,7 +178,7 @@ def voices(
     as_json: AsJson = False,
 ) -> None:
     """List the voices of a custom-voice bundle."""
-    loaded = _open(bundle, revision, verify=play)
+    loaded = open_bundle(bundle, revision, verify=play)
     if not play:
         _print_list(loaded.speakers, as_json)
         return
@@ -188,7 +187,7 @@ def voices(
             "give --play or --json, not both" if as_json else f"a {loaded.kind} bundle has no voices by name to play"
         )
     outlets = outlets_for(None, True, False, loaded.sample_rate)
-    synthesizer = _compile(loaded, None, None)
+    synthesizer = compile_bundle(loaded, None, None)
     for name in loaded.speakers:
         print(name, flush=True)
         pour(synthesizer.stream(INTRODUCTION.format(name=name.replace("_", " ").title()), name, seed=0), outlets)
@@ -197,7 +196,7 @@ def voices(
 @commands.command()
 def languages(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = False) -> None:
     """List the languages and dialects of a bundle."""
-    _print_list(["auto", *_open(bundle, revision).languages], as_json)
+    _print_list(["auto", *open_bundle(bundle, revision).languages], as_json)
 
 
 @commands.command()
@@ -214,7 +213,7 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
     """Describe a bundle."""
     from ..engine import why_alone
 
-    loaded = _open(bundle, revision)
+    loaded = open_bundle(bundle, revision)
     manifest = loaded.manifest
     if as_json:
         print(json.dumps(manifest, indent=2, sort_keys=True))
@@ -244,7 +243,7 @@ def info(bundle: BundleArgument, revision: Revision = None, as_json: AsJson = Fa
 @commands.command()
 def verify(bundle: BundleArgument, revision: Revision = None) -> None:
     """Check every file of a bundle against its manifest, and the files of its release against SHA256SUMS."""
-    loaded = _open(bundle, revision, verify=True)
+    loaded = open_bundle(bundle, revision, verify=True)
     loaded.check_papers()
     if foreign := loaded.foreign():
         people.print(
@@ -261,7 +260,7 @@ def pull(
     revision: Revision = None,
 ) -> None:
     """Fetch a bundle from the Hub and check it. An interrupted fetch continues when it is run again."""
-    print(_open(repository, revision, verify=True).folder)
+    print(open_bundle(repository, revision, verify=True).folder)
 
 
 @commands.command()
@@ -278,8 +277,8 @@ def bench(
     """Measure times and memory: best and median of a few rounds, compared with just reading the weights."""
     from . import bench
 
-    loaded = _open(bundle, revision, verify=True)
-    placement = _parse_devices(device or []), _parse_properties(properties or [])
+    loaded = open_bundle(bundle, revision, verify=True)
+    placement = parse_devices(device or []), parse_properties(properties or [])
     with people.status("Measuring ..."):
         figures = bench.measure(loaded, *placement, text or bench.TEXT, rounds, frames)
     if as_json:
@@ -288,80 +287,7 @@ def bench(
         _print_table((name.replace("_", " "), _spell(value)) for name, value in figures.items())
 
 
-@commands.command()
-def serve(
-    bundles: Annotated[list[str], typer.Argument(help="Bundles' folders or Hub ids; the first is the default.")],
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    voices: Annotated[Path | None, typer.Option(help="A folder of voices saved by `voice`, to clone.")] = None,
-    change_voices: Annotated[
-        bool, typer.Option("--change-voices", help="Let clients save voices in that folder, and delete them.")
-    ] = False,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="QWEN3_TTS_API_KEY", help="The key that clients must send.")
-    ] = None,
-    memory: Annotated[
-        float | None, typer.Option(min=0, help="GB that loaded bundles may take together [what is free].")
-    ] = None,
-    slots: Annotated[
-        int | None,
-        typer.Option(min=1, max=64, help="Requests that speak at a time, in one pass; by default by cores and memory."),
-    ] = None,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are answered 503.")] = 16,
-    max_characters: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
-    cors: Annotated[
-        list[str] | None, typer.Option(help="An origin whose web pages may send requests; * is any. Repeatable.")
-    ] = None,
-    wyoming: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="A port on which Home Assistant finds its voices.")
-    ] = None,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="A page at / to try the voices.")] = True,
-    revision: Revision = None,
-    device: Devices = None,
-    properties: Properties = None,
-) -> None:
-    """Serve speech over HTTP as OpenAI does (/v1/audio/speech, /v1/models ...), and on a page in the browser."""
-    try:
-        from . import server
-        from .shelf import Shelf, bundle_slip
-        from .voices import Voices
-
-        if wyoming is not None:
-            from . import home_assistant  # noqa: F401
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        extra = "wyoming" if missing in ("wyoming", "zeroconf") else "serve"
-        raise RequestError(f"{missing} is missing; pip install 'qwen3-tts-ov[{extra}]'") from None
-
-    loaded = {name: _open(name, revision, verify=True) for name in bundles}
-    if voices is not None and not any(bundle.kind == "base" for bundle in loaded.values()):
-        raise RequestError("--voices is for a base bundle; no other kind takes it")
-    if change_voices and voices is None:
-        raise RequestError("--change-voices needs --voices, the folder where they are saved")
-    saved = None if voices is None else Voices.load(voices, change_voices)
-    slots = server.default_slots() if slots is None else slots
-    compiled = {name: partial(_compile, bundle, device, properties, slots) for name, bundle in loaded.items()}
-    shelf = Shelf(
-        [bundle_slip(bundle, compiled[name], [name]) for name, bundle in loaded.items()],
-        None if memory is None else round(memory * 1e9),
-    )
-    if host not in ("127.0.0.1", "::1", "localhost") and (wyoming is not None or not api_key):
-        reason = "there is no API key" if not api_key else "Wyoming knows no API key"
-        people.print(f"{reason}: anyone who can reach {host} can use this server")
-    listener = server.listen(host, port)  # a port in use is told before the graphs are compiled
-    shelf.load_default()
-    application = server.application(
-        shelf,
-        voices=saved,
-        api_key=api_key,
-        slots=slots,
-        queue=queue,
-        max_characters=max_characters,
-        cors=cors or (),
-        page=page,
-        wyoming=None if wyoming is None else server.listen(host, wyoming),
-    )
-    server.serve(application, listener)
+commands.command()(serve)
 
 
 def _read_text(text: str | None, file: Path | None) -> str:
@@ -391,19 +317,6 @@ def _recording(name: str, allow_url: bool) -> str | bytes:
     return fetch(name) if allow_url and is_on_the_web(name) else name
 
 
-def _open(source: str, revision: str | None, verify: bool = False) -> Bundle:
-    from ..bundle import Bundle
-
-    return Bundle.load(source, revision, verify=verify)
-
-
-def _compile(bundle: Bundle, device: list[str] | None, properties: list[str] | None, slots: int = 1) -> Synthesizer:
-    from ..synthesizer import Synthesizer
-
-    with people.status(f"Compiling {bundle.model.name} ..."):
-        return Synthesizer(bundle, _parse_devices(device or []), _parse_properties(properties or []), slots=slots)
-
-
 def _slots_for(bundle: Bundle, spoken: str, max_frames: int | None) -> int:
     """As many slots as a text has pieces that can be spoken at once."""
     from .. import synthesizer, text
@@ -412,24 +325,6 @@ def _slots_for(bundle: Bundle, spoken: str, max_frames: int | None) -> int:
         return 1
     pieces = text.split(text.clean(spoken), synthesizer.PIECE_SECONDS)
     return min(len(pieces), synthesizer.DEFAULT_SLOTS)
-
-
-def _parse_devices(given: list[str]) -> dict[str, str]:
-    """`GPU` is the default device, `talker=GPU` that of one component."""
-    split = (item.rpartition("=") for item in given)
-    return {component or "default": device for component, _, device in split}
-
-
-def _parse_properties(given: list[str]) -> dict[str, dict[str, str]]:
-    """`KEY=VALUE` is for every component, `talker.KEY=VALUE` for one."""
-    parsed: dict[str, dict[str, str]] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        component, _, key = name.rpartition(".")
-        if not key or not equals:
-            raise RequestError(f"--property {item}: write it as KEY=VALUE or component.KEY=VALUE")
-        parsed.setdefault(component or "default", {})[key] = value
-    return parsed
 
 
 def _summary(outcome: Outcome, output: Path | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3_tts_ov.bundle import COMPONENTS, CONFIGURATION, bundle_id
+from qwen3_tts_ov.manifest import COMPONENTS, CONFIGURATION, bundle_id
 
 LARGE = b"weights " * 100_000
 

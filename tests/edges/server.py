@@ -13,7 +13,7 @@ import numpy as np
 from qwen3_tts_ov import VoicePrompt
 from qwen3_tts_ov.app.server import application
 from qwen3_tts_ov.app.voices import Voices
-from qwen3_tts_ov.engine import Session
+from qwen3_tts_ov.session import Session
 from tests.serving import SPEECH, served
 
 from .case import Case, Desk

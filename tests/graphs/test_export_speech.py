@@ -10,9 +10,9 @@ import openvino as ov
 import pytest
 
 from qwen3_tts_ov import Bundle, Synthesizer, VoicePrompt
-from qwen3_tts_ov.engine import Session
 from qwen3_tts_ov.prompt import Prompt
 from qwen3_tts_ov.sampling import Sampling, TalkerSampler
+from qwen3_tts_ov.session import Session
 from tests.exported import request
 from tests.official import LIVE, VARIANTS, Official
 

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from pipeline import bundle
 from pipeline.release import attestations
 from pipeline.stage import Paths, PipelineError, paths_of, report, write_json
-from qwen3_tts_ov.bundle import COMPONENTS, Bundle, bundle_id
+from qwen3_tts_ov.bundle import Bundle
 from qwen3_tts_ov.errors import BundleError
+from qwen3_tts_ov.manifest import COMPONENTS, bundle_id
 from tests.conftest import configured
 
 CELL = ("variant=tiny-custom-voice", "precision=int8")

@@ -20,7 +20,8 @@ from pipeline.release.attestations import read_checksums, write_checksums
 from pipeline.release.hub import Place
 from pipeline.stage import PipelineError
 from qwen3_tts_ov import Bundle, BundleError
-from qwen3_tts_ov.bundle import bundle_id, verified
+from qwen3_tts_ov.bundle import verified
+from qwen3_tts_ov.manifest import bundle_id
 from tests.doubles.bundle import make_bundle
 from tests.doubles.hub import TOKEN, Hub, serving, use
 

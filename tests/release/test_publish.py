@@ -29,7 +29,8 @@ from pipeline.stage import (
     write_json,
 )
 from qwen3_tts_ov import Bundle, BundleError
-from qwen3_tts_ov.bundle import bundle_id, verified
+from qwen3_tts_ov.bundle import verified
+from qwen3_tts_ov.manifest import bundle_id
 from tests.conftest import configured, run_stage
 from tests.doubles.hub import TOKEN, Hub, serving, use
 

@@ -185,7 +185,7 @@ def test_a_fault_in_one_request_leaves_the_others_whole(synthesizer, monkeypatch
         np.testing.assert_array_equal(speech.codes, codes)
     assert failed
     sick = synthesizer.stream("Sick.", seed=1, first_chunk=1)
-    embed = "qwen3_tts_ov.engine.Session.embed"
+    embed = "qwen3_tts_ov.session.Session.embed"
     with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
         healthy = pool.submit(lambda: [speech.codes for speech in synthesizer.speak_many(requests(3))])
         patch.setattr(embed, lambda *_: (np.full((3, 64), np.nan, np.float32), np.zeros((1, 64), np.float32)))

@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 from qwen3_tts_ov import Bundle, SpeechStream, Synthesizer
 from qwen3_tts_ov.app.sentences import Sentences
 from qwen3_tts_ov.app.server import application
-from qwen3_tts_ov.engine import Session
+from qwen3_tts_ov.session import Session
 from tests.conftest import until
 from tests.serving import SPEECH, idle, served
 

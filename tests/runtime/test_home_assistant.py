@@ -6,19 +6,12 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
+from wyoming import tts
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
 from wyoming.error import Error
 from wyoming.event import Event, Eventable
 from wyoming.info import Describe, Info
-from wyoming.tts import (
-    Synthesize,
-    SynthesizeChunk,
-    SynthesizeStart,
-    SynthesizeStop,
-    SynthesizeStopped,
-    SynthesizeVoice,
-)
 from zeroconf import Zeroconf
 
 from qwen3_tts_ov import Bundle, Synthesizer
@@ -26,7 +19,7 @@ from qwen3_tts_ov.app.server import application, listen
 from tests.conftest import until
 from tests.serving import idle, served
 
-RYAN = SynthesizeVoice(name="ryan")
+RYAN = tts.SynthesizeVoice(name="ryan")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +64,9 @@ def test_it_is_described_as_a_service_that_streams(client, listener):
 
 
 def test_a_text_is_spoken_and_a_connection_may_ask_again(client, listener):
-    request = Synthesize(text="Hi.", voice=RYAN)
+    request = tts.Synthesize(text="Hi.", voice=RYAN)
     answers = asked(
-        listener, request, Synthesize(text="Hi.", voice=SynthesizeVoice(language="en")), Describe(), last=Info
+        listener, request, tts.Synthesize(text="Hi.", voice=tts.SynthesizeVoice(language="en")), Describe(), last=Info
     )
     assert Info.is_type(answers[-1].type)
     start, *chunks, stop = asked(listener, request, last=AudioStop)
@@ -81,8 +74,10 @@ def test_a_text_is_spoken_and_a_connection_may_ask_again(client, listener):
     assert AudioStop.is_type(stop.type)
     assert all(AudioChunk.is_type(chunk.type) for chunk in chunks)
     assert sum(len(AudioChunk.from_event(chunk).audio) for chunk in chunks) >= 1920 * 2
-    by_language = Synthesize(text="Hi.", voice=SynthesizeVoice(language="en"))
-    both = asked(listener, by_language, request, SynthesizeStart(), SynthesizeStop(), last=SynthesizeStopped)
+    by_language = tts.Synthesize(text="Hi.", voice=tts.SynthesizeVoice(language="en"))
+    both = asked(
+        listener, by_language, request, tts.SynthesizeStart(), tts.SynthesizeStop(), last=tts.SynthesizeStopped
+    )
     twice = [answer.type for answer in both]
     assert (twice.count("audio-start"), twice.count("audio-stop")) == (2, 2), "one after the other"
     until(lambda: idle(client))
@@ -90,9 +85,11 @@ def test_a_text_is_spoken_and_a_connection_may_ask_again(client, listener):
 
 def test_a_text_is_spoken_while_it_is_written(client, listener):
     text = "Good morning. How are you?"
-    parts = [SynthesizeChunk(text[at : at + 3]) for at in range(0, len(text), 3)]
-    whole = Synthesize(text=text, voice=RYAN)  # Home Assistant repeats the text for servers that do not stream
-    answers = asked(listener, SynthesizeStart(voice=RYAN), *parts, whole, SynthesizeStop(), last=SynthesizeStopped)
+    parts = [tts.SynthesizeChunk(text[at : at + 3]) for at in range(0, len(text), 3)]
+    whole = tts.Synthesize(text=text, voice=RYAN)  # Home Assistant repeats the text for servers that do not stream
+    answers = asked(
+        listener, tts.SynthesizeStart(voice=RYAN), *parts, whole, tts.SynthesizeStop(), last=tts.SynthesizeStopped
+    )
     kinds = [answer.type for answer in answers]
     assert kinds[0] == "audio-start"
     assert set(kinds[1:-2]) == {"audio-chunk"}
@@ -102,16 +99,16 @@ def test_a_text_is_spoken_while_it_is_written(client, listener):
 
 def test_what_cannot_be_spoken_is_told(client, listener):
     for request, told in (
-        (Synthesize(text="Hi.", voice=SynthesizeVoice(name="alloy")), "unknown voice 'alloy'"),
-        (Synthesize(text="?!"), "there is nothing to speak"),
-        (Synthesize(text="word " * 101), "input has more than 500 characters"),
+        (tts.Synthesize(text="Hi.", voice=tts.SynthesizeVoice(name="alloy")), "unknown voice 'alloy'"),
+        (tts.Synthesize(text="?!"), "there is nothing to speak"),
+        (tts.Synthesize(text="word " * 101), "input has more than 500 characters"),
     ):
         (answer,) = asked(listener, request, last=Error)
         assert told in Error.from_event(answer).text
 
 
 def test_a_client_that_leaves_frees_its_place(client, listener):
-    asked(listener, Synthesize(text="It goes on and on. " * 20, voice=RYAN), last=AudioChunk)
+    asked(listener, tts.Synthesize(text="It goes on and on. " * 20, voice=RYAN), last=AudioChunk)
     until(lambda: idle(client))
 
 

@@ -25,7 +25,7 @@ from qwen3_tts_ov.app.server import application
 from qwen3_tts_ov.app.shelf import Shelf
 from qwen3_tts_ov.app.voices import Voices
 from qwen3_tts_ov.audio import pcm16
-from qwen3_tts_ov.engine import Session
+from qwen3_tts_ov.session import Session
 from tests.conftest import until
 from tests.serving import SPEECH, idle, served
 
