@@ -44,6 +44,14 @@ def test_no_graph_has_a_state_or_a_dynamic_shape(folder):
         assert not model.get_variables(), name
 
 
+def test_the_talker_reads_its_cache_where_it_lies(folder):
+    """Joined with the new keys, or repeated for the query heads, it would be copied in every layer."""
+    model = ov.Core().read_model(folder / "talker.xml")
+    caches = [port for port in model.inputs if port.any_name.startswith("past_key_values")]
+    readers = {reader.get_node().get_type_name() for port in caches for reader in port.get_target_inputs()}
+    assert readers - {"ShapeOf"} == {"MatMul"}
+
+
 def test_the_manifest_states_that_none_has_run_on_an_npu(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["caveat"].endswith("none of them has run on an NPU yet.")
