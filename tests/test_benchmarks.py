@@ -95,7 +95,8 @@ def test_a_sweep_measures_and_hears_each_policy_once(artifact, tmp_path, monkeyp
     artifacts = artifact("rollout").parents[1]
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(sweep, "HERE", tmp_path)
-    policies = {"codec_embedding": {"int8": {"mode": "int8_sym"}}, "talker": {"int8": {"mode": "int8_sym"}}}
+    int8 = {"int8": {"mode": "int8_sym"}}
+    policies = {"codec_embedding": int8, "residual_code_embedding": int8, "talker": int8}  # the second is of base only
     monkeypatch.setattr(sweep, "POLICIES", policies)
     heard = {"word_error_english": 0.5, "speaker_similarity": 0.9, "ended": 1.0}
     for name in ("word_error", "speaker_similarity", "ended"):  # random weights speak no words
