@@ -63,17 +63,19 @@ def run(cfg: DictConfig) -> list[Row]:
     }
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     rows: list[Row] = kept["rows"] if {key: kept.get(key) for key in about} == about else []
-    there = {"", *read_report(paths(cfg).ir)["components"]}
-    for component, policies in {"": {"16 bits": {}}, **POLICIES}.items():
-        if component not in there:  # the kind has no such component
-            continue
-        for name, policy in policies.items():
-            known = {"component": component, "policy": name, "stored": policy}
-            if not any(known.items() <= row.items() for row in rows):
-                rows.append(known | measure(cfg, component, policy))
-                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-                file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    return rows
+    has = read_report(paths(cfg).ir)["components"]
+    policies = {"": {"16 bits": {}}, **{component: named for component, named in POLICIES.items() if component in has}}
+    asked = [
+        {"component": component, "policy": name, "stored": policy}
+        for component, named in policies.items()
+        for name, policy in named.items()
+    ]
+    for known in asked:
+        if not any(known.items() <= row.items() for row in rows):
+            rows.append(known | measure(cfg, known["component"], known["stored"]))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return [row for known in asked for row in rows if known.items() <= row.items()]
 
 
 def table(rows: list[Row]) -> str:
