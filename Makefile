@@ -7,7 +7,7 @@
 # make edges  tries every case of tests/edges/ and writes what came out to docs/edges.md
 # make cell   builds one cell of conf/: VARIANT=, PRECISION=, LAYOUTS= for other runtimes; REMOTE= shares it through DVC
 # make fleet  builds all cells, or CELLS='*-int8', on the Ray cluster at ADDRESS=, or on this machine without it
-# make runtimes has OpenArc and optimum-intel speak from built cells: OPENARC=, OPTIMUM= where they are; VARIANTS=
+# make runtimes has OpenArc and optimum-intel speak from built cells: OPENARC=, OPTIMUM= where they are; VARIANTS=, LAYOUTS=
 # make plan   prints which cells of params.yaml, or of VARIANTS= and PRECISIONS=, are stale
 # make publish releases the cell of VARIANT= and PRECISION=: TO="publish=hub publish.owner=<name> publish.tag=v1.0.0"
 # make summary prints a Markdown table of what is built
@@ -140,7 +140,7 @@ SPOKEN = $(or $(VARIANTS),tiny-base tiny-custom-voice tiny-voice-design)
 runtimes: export OPENARC := $(OPENARC)
 runtimes: export OPTIMUM := $(OPTIMUM)
 runtimes: setup
-	for variant in $(SPOKEN); do $(MAKE) cell VARIANT=$$variant LAYOUTS="openarc genai" || exit 1; done
+	for variant in $(SPOKEN); do $(MAKE) cell VARIANT=$$variant LAYOUTS="$(or $(LAYOUTS),openarc genai)" || exit 1; done
 	CELLS="$(SPOKEN:%=%/$(PRECISION))" $(BIN)/pytest -rs tests/programs/prove_programs.py
 
 sweep: setup

@@ -46,9 +46,8 @@ def checked(folder: Path, variant: str) -> Checkpoint:
 
 def check_heads(talker: TalkerConfig, layout: DictConfig) -> None:
     """Raises PipelineError where the layout's program knows one width of heads, and the checkpoint has another."""
-    needed = layout.get("head_dim")
     for name, network in {"talker": talker, "code predictor": talker.code_predictor_config}.items():
-        if needed is not None and network.head_dim != needed:
+        if network.head_dim != (needed := layout.get("head_dim", network.head_dim)):
             raise PipelineError(
                 f"the {name} has heads of {network.head_dim} values, and {layout.name} speaks only from those of "
                 f"{needed}; leave this layout out"

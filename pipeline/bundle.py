@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen2Tokenizer
 
 from pipeline.release.attestations import write_papers
-from pipeline.release.layout import NATIVE, SPOKEN, Graph, graphs, place, read
+from pipeline.release.layout import SPOKEN, Graph, graphs, place, read
 from pipeline.stage import (
     ROOT,
     Paths,
@@ -35,7 +35,7 @@ from pipeline.stage import (
     read_report,
 )
 from qwen3_tts_ov.bundle import Bundle
-from qwen3_tts_ov.manifest import FORMAT, bundle_id
+from qwen3_tts_ov.manifest import FORMAT, NATIVE, bundle_id
 
 # What decides the content of a bundle; a change elsewhere, as in dvc.lock or to the list of cells in params.yaml,
 # leaves the checkout clean.

@@ -20,11 +20,12 @@ from pipeline.judging.runtime_agreement import Record
 from pipeline.judging.scorers import SCORERS, Floats, Material, Spoken, at_rate
 from pipeline.judging.smoke_device import describe, hear, reference_record
 from pipeline.judging.spectrogram import draw
-from pipeline.release.layout import NATIVE, NPU, SPOKEN
+from pipeline.release.layout import SPOKEN
 from pipeline.stage import PipelineError, alone, main, one_line, output, paths, report, track
 from qwen3_tts_ov import Bundle, DeviceError
 from qwen3_tts_ov.bundle import verified
 from qwen3_tts_ov.engine import devices
+from qwen3_tts_ov.manifest import NATIVE, NPU
 
 
 def run(cfg: DictConfig) -> None:

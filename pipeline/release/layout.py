@@ -16,8 +16,8 @@ import openvino as ov
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.stage import PipelineError
+from qwen3_tts_ov.manifest import NATIVE, NPU
 
-NATIVE, NPU = "native", "npu"
 SPOKEN = (NATIVE, NPU)  # the layouts that the runtime of this project reads
 # The compile properties that OpenVINO also reads from a graph where a program gives none.
 CARRIED = ("KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")

@@ -15,7 +15,7 @@ from pipeline.judging.scorers import applicable, suitable
 from pipeline.release import card, lock
 from pipeline.release.attestations import Json, read_checksums, stage_reports, write_papers
 from pipeline.release.card import HELD_OUT
-from pipeline.release.layout import NATIVE, link
+from pipeline.release.layout import link
 from pipeline.stage import (
     REPORT,
     ROOT,
@@ -30,7 +30,7 @@ from pipeline.stage import (
     read_report,
 )
 from qwen3_tts_ov.bundle import CHECKSUMS, Bundle, verified
-from qwen3_tts_ov.manifest import MANIFEST
+from qwen3_tts_ov.manifest import MANIFEST, NATIVE
 
 SIGNATURE = "model.sig"
 KEYLESS = "sigstore"
