@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -275,6 +276,9 @@ def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_
     return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
 
 
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+
+
 def pytest_configure() -> None:
     """Keeps each process of a parallel run, and what it starts, on a core of its own where the system can.
 
@@ -283,8 +287,21 @@ def pytest_configure() -> None:
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        os.sched_setaffinity(0, {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]})
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """What is started meanwhile may use every core."""
+    if not CORES:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
