@@ -42,4 +42,6 @@ def draw(
     dropped = (likelier >= top_p) & (likelier > 0) & (top_p < 1)
     # Dropped last: noise may be 0, which makes its race infinite.
     race = (scores - torch.log(torch.gather(noise, -1, codes))).masked_fill(dropped, float("-inf"))
-    return torch.gather(codes, -1, race.argmax(dim=-1, keepdim=True))
+    # The lowest of codes that are equally likely: `topk` orders them by their row's place in the batch.
+    behind = race < race.amax(dim=-1, keepdim=True)
+    return codes.masked_fill(behind, logits.shape[-1] - 1).amin(dim=-1, keepdim=True)

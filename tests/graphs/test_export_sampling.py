@@ -9,6 +9,7 @@ import torch
 
 from model_src.checkpoint import Checkpoint
 from model_src.code_predictor import CodePredictor
+from model_src.sampling import draw
 from pipeline.graphs.teacher_forcing import EXACT
 from qwen3_tts_ov.sampling import exponential
 from tests.exported import Call, answers, frame_inputs, request
@@ -78,6 +79,20 @@ def test_noise_of_ones_gives_the_likeliest_code_of_every_group(predictor, networ
     np.testing.assert_array_equal(codes[:, 1:], logits(network, first_embedding, call, codes).argmax(axis=-1))
 
 
+class Draw(torch.nn.Module):
+    forward = staticmethod(draw)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 5])
+def test_of_equally_likely_codes_the_lowest_is_drawn_whatever_its_row(batch):
+    logits = np.random.default_rng(0).integers(0, 6, (batch, CODES)).astype(np.float32)
+    inputs = {"logits": logits, "noise": np.ones_like(logits)}
+    inputs |= {"temperature": np.array([0.7], np.float32), "top_k": np.array([CODES]), "top_p": np.ones(1, np.float32)}
+    model = ov.convert_model(Draw(), example_input={name: torch.from_numpy(value) for name, value in inputs.items()})
+    codes = ov.compile_model(model, "CPU", EXACT)(inputs)[0]
+    np.testing.assert_array_equal(codes[:, 0], logits.argmax(axis=-1))
+
+
 @pytest.mark.parametrize("rules", GRID, ids=lambda rules: "-".join(map(str, rules.values())))
 def test_noise_selects_codes_by_the_official_rules(predictor, network, first_embedding, rules: Mapping[str, float]):
     call = frame_inputs(network, WIDTH, BATCH, np.random.default_rng(6), **rules)
@@ -103,8 +118,8 @@ def test_draws_follow_the_softmax(artifact, network, first_embedding, rules: Map
         call[port] = np.repeat(call[port], batch, axis=0)
 
     model = ov.Core().read_model(artifact("export", VARIANT) / "code_predictor.xml")
-    draw, codes = first_draw(model).create_infer_request(), []
+    drawn, codes = first_draw(model).create_infer_request(), []
     for _ in range(DRAWS // batch):
         call["noise"][:, 0] = exponential(rng, (batch, CODES))
-        codes.append(draw.infer(call, share_inputs=True)[0][:, 0].copy())
+        codes.append(drawn.infer(call, share_inputs=True)[0][:, 0].copy())
     assert_drawn_from(np.concatenate(codes), softmax(scores[0, 0]))
