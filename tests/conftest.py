@@ -285,6 +285,7 @@ def pytest_configure() -> None:
     OpenVINO starts as many threads as it sees cores, whatever OMP_NUM_THREADS says, and those of several processes wait
     for each other: a stage of the tiny variants takes as long on one core as on two.
     """
+    os.environ["DVC_NO_ANALYTICS"] = "1"  # in repositories that tests make anew
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]})
