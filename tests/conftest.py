@@ -1,5 +1,6 @@
 """Shared fixtures: artifacts of the real stages, each built once per run and only when a test requests it."""
 
+import json
 import os
 import shutil
 import socket
@@ -33,6 +34,7 @@ STAGES = {
 LONGEST = {f"test_{name}.py" for name in ("cli", "documentation", "edges", "pipeline", "publish", "speech")}
 
 SPOKEN = ("chinese", "english", "german")  # by the rollouts of tests
+FRAMES = 24  # the most that a checkpoint of random weights says at a time
 
 # The cells of tests: random weights are small, and none needs more.
 AXES = "variants: [tiny-custom-voice, tiny-base, tiny-voice-design]\nprecisions: [fp16, int8, int4]\nlayouts: []\n"
@@ -134,7 +136,7 @@ def new_checkout(checkout: Path) -> Path:
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, checkout / name)
     (checkout / "params.yaml").write_text(AXES)
-    abridge(checkout / "conf")
+    abridge(checkout)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     hour = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")  # two copies, one commit
     for command in (["init", "-q"], ["add", "--all"], [*identity, "commit", "-qm", "Copy"]):
@@ -143,10 +145,16 @@ def new_checkout(checkout: Path) -> Path:
     return checkout
 
 
-def abridge(conf: Path) -> None:
-    """Has the stages of a checkout say less: random weights tell no more in a minute than in a second."""
+def abridge(checkout: Path) -> None:
+    """Has the stages and checkpoints of a checkout say less: random weights tell no more in a minute than in a second.
+
+    They do not end a sentence, so a checkpoint's own limit is where most of their speech is cut.
+    """
+    limits = checkout / "pipeline" / "checkpoints" / "data" / "release" / "generation_config.json"
+    limits.write_text(json.dumps(json.loads(limits.read_text()) | {"max_new_tokens": FRAMES}))
+    conf = checkout / "conf"
     rollout, smoke = (OmegaConf.load(conf / stage / "default.yaml") for stage in ("rollout", "smoke"))
-    rollout.texts, rollout.frames, smoke.max_frames = len(SPOKEN), 4, 24
+    rollout.texts, rollout.frames, smoke.max_frames = len(SPOKEN), 4, FRAMES
     for split in ("calibration", "held_out"):
         rollout[split] = {language: rollout[split][language] for language in SPOKEN}
     OmegaConf.save(rollout, conf / "rollout" / "default.yaml")

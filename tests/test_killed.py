@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stage import ROOT, fingerprint, list_files, paths_of
+from pipeline.stage import fingerprint, list_files, paths_of
 from qwen3_tts_ov import Bundle
 from tests.conftest import STAGES, run_stage
 
@@ -32,7 +32,7 @@ def wait_for_files(process: subprocess.Popen, target: Path) -> None:
 @pytest.mark.parametrize(
     "stage", [pytest.param(stage, marks=[] if stage in QUICK else pytest.mark.prove) for stage in STAGES]
 )
-def test_a_stage_killed_while_it_writes_leaves_nothing_and_runs_again(artifact, tmp_path, stage):
+def test_a_stage_killed_while_it_writes_leaves_nothing_and_runs_again(artifact, checkout_of_all, tmp_path, stage):
     artifact(stage)
     root = artifact("download").parents[1]
     where = paths_of(tmp_path, "tiny-custom-voice", "int8")
@@ -44,7 +44,7 @@ def test_a_stage_killed_while_it_writes_leaves_nothing_and_runs_again(artifact, 
     command = [sys.executable, "-m", f"pipeline.{stage}", *CELL, f"artifacts={tmp_path}"]
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=checkout_of_all,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -55,7 +55,7 @@ def test_a_stage_killed_while_it_writes_leaves_nothing_and_runs_again(artifact, 
     assert not target.exists()
 
     # A worker of the killed stage may still run for a moment; it must not interfere.
-    done = run_stage(stage, *CELL, f"artifacts={tmp_path}")
+    done = run_stage(stage, *CELL, f"artifacts={tmp_path}", checkout=checkout_of_all)
     assert done.returncode == 0, done.stderr
     assert not list(target.parent.glob(f".{target.name}.*"))
     expected = artifact(stage)

@@ -20,7 +20,7 @@ import pytest
 from pipeline import build, download
 from pipeline.checkpoints.hub import size_of
 from pipeline.stage import ROOT, PipelineError, configuration
-from tests.conftest import configured
+from tests.conftest import configured, run_stage
 from tests.doubles.hub import Fault, Hub, refuse, serving, use
 
 REPO = "acme/Qwen3-TTS-tiny"
@@ -345,8 +345,9 @@ def test_a_hub_variant_can_be_made_from_a_seed(tmp_path):
     assert not cfg.variant.get("config"), "the size and the kind say it all"
 
 
-def test_a_synthetic_checkpoint_is_reproducible(artifact, tmp_path):
-    download.run(configuration(["variant=tiny-custom-voice", f"artifacts={tmp_path}"]))
+def test_a_synthetic_checkpoint_is_reproducible(artifact, checkout_of_all, tmp_path):
+    done = run_stage("download", "variant=tiny-custom-voice", f"artifacts={tmp_path}", checkout=checkout_of_all)
+    assert done.returncode == 0, done.stderr
     again = tmp_path / "tiny-custom-voice" / "checkpoint" / "report.json"
     assert again.read_bytes() == (artifact("download", "tiny-custom-voice") / "report.json").read_bytes()
 

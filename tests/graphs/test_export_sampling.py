@@ -80,17 +80,29 @@ def test_noise_of_ones_gives_the_likeliest_code_of_every_group(predictor, networ
 
 
 class Draw(torch.nn.Module):
-    forward = staticmethod(draw)
+    def __init__(self, candidates: int | None) -> None:
+        super().__init__()
+        self.candidates = candidates
+
+    def forward(self, logits, noise, temperature, top_k, top_p):
+        return draw(logits, noise, temperature, top_k, top_p, self.candidates)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4, 5])
-def test_of_equally_likely_codes_the_lowest_is_drawn_whatever_its_row(batch):
-    logits = np.random.default_rng(0).integers(0, 6, (batch, CODES)).astype(np.float32)
-    inputs = {"logits": logits, "noise": np.ones_like(logits)}
-    inputs |= {"temperature": np.array([0.7], np.float32), "top_k": np.array([CODES]), "top_p": np.ones(1, np.float32)}
-    model = ov.convert_model(Draw(), example_input={name: torch.from_numpy(value) for name, value in inputs.items()})
-    codes = ov.compile_model(model, "CPU", EXACT)(inputs)[0]
-    np.testing.assert_array_equal(codes[:, 0], logits.argmax(axis=-1))
+@pytest.mark.parametrize("candidates", [None, 64])
+@pytest.mark.parametrize("rules", [{"top_k": 1}, {"top_k": 50}, {"top_k": 60, "top_p": 0.8}], ids=str)
+def test_what_is_drawn_from_codes_that_tie_does_not_depend_on_the_other_rows(rules, candidates):
+    rng, settings = np.random.default_rng(0), {"temperature": 0.7, "top_p": 1.0} | rules
+    logits = rng.integers(0, 60, (5, CODES)).astype(np.float32) / 6  # some thirty codes for each value
+    common = {name: np.array([value], np.int64 if name == "top_k" else np.float32) for name, value in settings.items()}
+    for noise in np.ones_like(logits), exponential(rng, logits.shape):
+        scores = official_scores(logits, **settings)
+        for batch in 1, 2, 5:
+            inputs = {"logits": logits[:batch], "noise": noise[:batch], **common}
+            example = {name: torch.from_numpy(value) for name, value in inputs.items()}
+            model = ov.convert_model(Draw(candidates), example_input=example)
+            codes = ov.compile_model(model, "CPU", EXACT)(inputs)[0][:, 0]
+            expected = (scores - np.log(noise))[:batch].argmax(axis=-1)
+            np.testing.assert_array_equal(codes, expected)
 
 
 @pytest.mark.parametrize("rules", GRID, ids=lambda rules: "-".join(map(str, rules.values())))

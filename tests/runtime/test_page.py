@@ -48,9 +48,13 @@ LISTEN = """
 
 
 @pytest.fixture(scope="module")
-def app(artifact, model_cache, tmp_path_factory) -> Callable:
+def bundles(artifact) -> list[Bundle]:
+    return [Bundle.load(artifact("bundle", kind, "int8")) for kind in KINDS]
+
+
+@pytest.fixture(scope="module")
+def app(bundles, model_cache, tmp_path_factory) -> Callable:
     """`app(api_key="...")`: a server of a bundle of each kind that lets clients change the voices."""
-    bundles = [Bundle.load(artifact("bundle", kind, "int8")) for kind in KINDS]
     slips = [bundle_slip(each, lambda each=each: Synthesizer(each, cache_dir=model_cache), []) for each in bundles]
     voices = Voices.load(tmp_path_factory.mktemp("voices"), change=True)
     return lambda **how: application(Shelf(slips), voices=voices, **how)
@@ -127,7 +131,8 @@ def test_the_page_speaks_and_is_heard(page, client):
     page.get_by_text("Said.").wait_for()
 
 
-def test_it_stops_in_the_middle(page, client):
+def test_it_stops_in_the_middle(page, client, bundles, monkeypatch):
+    monkeypatch.setitem(bundles[0].manifest["generation"], "max_new_tokens", 8192)
     page.get_by_label("Text").fill(LONG)
     page.keyboard.press("Control+Enter")
     until(lambda: page.evaluate("loudest") > 0.001)
