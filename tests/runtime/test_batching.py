@@ -26,7 +26,7 @@ SLOTS = 4
 GREEDY = {"do_sample": False, "subtalker_dosample": False}
 # These networks are narrower than the groups in which activations are quantised, so theirs would stay floats, and the
 # CPU plugin sums the float products of one row in another order than those of several.
-ROWS_ALIKE = dict.fromkeys(("talker", "code_predictor"), {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 64})
+ROWS_ALIKE = {name: {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 64} for name in ("talker", "code_predictor")}
 LONG = "One sentence here. Another one there! And a third? A fourth comes after it. The fifth is the last."
 
 
