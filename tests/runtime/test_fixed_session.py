@@ -146,7 +146,7 @@ def talkative(base, monkeypatch) -> Synthesizer:
 
 
 def test_speech_that_fills_the_cache_stops_there_and_nothing_is_lost(talkative):
-    voice = nobody(base, 970)
+    voice = nobody(talkative, 970)
     speech, limited = (
         talkative.speak("Hello there.", voice, text_first=True, seed=1, max_frames=most) for most in (None, 12)
     )
@@ -163,7 +163,7 @@ def test_a_long_text_is_cut_into_pieces_that_fit(talkative):
     def pieces(voice: VoicePrompt) -> list[tuple[Any, int, float]]:
         return list(asked[0](asked[1], voice, None, "auto", None, {"text_first": True}).pieces)
 
-    roomy, narrow = pieces(VoicePrompt(nobody(base, 1).x_vector)), pieces(nobody(base, 800))
+    roomy, narrow = pieces(VoicePrompt(nobody(talkative, 1).x_vector)), pieces(nobody(talkative, 800))
     assert 2 <= len(roomy) < len(narrow)
     assert all(len(prompt) + limit <= 1024 for prompt, limit, _ in roomy + narrow)
     assert min(limit for _, limit, _ in narrow) > 100, "8 seconds and more of speech for each piece"
