@@ -36,7 +36,8 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 
 prove: setup
-	$(BIN)/pytest -m prove tests tests/fleet/prove_fleet.py
+	$(BIN)/pytest -m prove
+	$(BIN)/pytest -m prove tests/fleet/prove_fleet.py
 
 lint: setup
 	$(BIN)/ruff check .
