@@ -35,6 +35,7 @@ os.environ |= {
 }
 
 import boto3
+import httpx2
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
 
@@ -50,6 +51,7 @@ def s3() -> Iterator[ThreadedMotoServer]:
     """An empty bucket."""
     server = ThreadedMotoServer("127.0.0.1", PORT, verbose=False)
     server.start()
+    httpx2.post(f"{ENDPOINT}/moto-api/reset").raise_for_status()  # servers of one process share their buckets
     client = boto3.client("s3", endpoint_url=ENDPOINT)
     client.create_bucket(Bucket="artifacts")
     yield server
