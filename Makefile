@@ -37,6 +37,7 @@ test: setup
 
 prove: setup
 	$(BIN)/pytest -m prove
+	@# Named beside its own folder, pytest would leave this file out.
 	$(BIN)/pytest -m prove tests/fleet/prove_fleet.py
 
 lint: setup
