@@ -34,66 +34,83 @@ def main(cfg: DictConfig) -> None:
     from training.talker import Language
 
     on_device(cfg)
-    folder = Path(cfg.checkpoint)
     config = configuration(cfg)
     encoder, decoder, quantizer = load_codec(cfg)
     language = Language(cfg, config, quantizer)
     language.load_state_dict(load_file(work(cfg) / "predictor.safetensors", device=cfg.device))
     networks = language.plain() | {"speech_encoder": encoder, "speech_decoder": decoder}
-    for weights in folder.rglob("*.safetensors"):
-        weights.unlink()
-    parsed = json.loads((folder / "config.json").read_text())
-    codec = json.loads((folder / "speech_tokenizer" / "config.json").read_text())
-    empty = Checkpoint(folder)
-    stored = {name: tensor for key, module in networks.items() for name, tensor in named(empty, key, module)}
-    write(folder / "model.safetensors", tensors.model(parsed), stored, torch.bfloat16)
-    write(folder / "speech_tokenizer/model.safetensors", tensors.speech_tokenizer(codec), stored, torch.float32)
-    Checkpoint(folder).verify()
-    print(f"{folder}: written")
+    for kind in cfg.kinds:
+        path = folder(cfg, kind)
+        for weights in path.rglob("*.safetensors"):
+            weights.unlink()
+        parsed = json.loads((path / "config.json").read_text())
+        codec = json.loads((path / "speech_tokenizer" / "config.json").read_text())
+        empty = Checkpoint(path)
+        own = {key: networks[key] for key in empty.names}
+        stored = {name: tensor for key, module in own.items() for name, tensor in named(empty, key, module)}
+        write(path / "model.safetensors", tensors.model(parsed), stored, torch.bfloat16)
+        write(path / "speech_tokenizer/model.safetensors", tensors.speech_tokenizer(codec), stored, torch.float32)
+        Checkpoint(path).verify()
+        print(f"{path}: written")
+
+
+def folder(cfg: DictConfig, kind: str) -> Path:
+    """Where the checkpoint of a kind is written. One talker can serve several kinds."""
+    return Path(cfg.checkpoint) / kind
 
 
 def configuration(cfg: DictConfig) -> CheckpointConfig:
-    """Writes every file of the checkpoint folder but the weights, and reads them back."""
-    folder = Path(cfg.checkpoint)
-    (folder / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
-    tokens = write_tokenizer(folder)
+    """Writes every file of the checkpoint folders but the weights; the configuration of the first kind, read back."""
+    for kind in cfg.kinds:
+        path = folder(cfg, kind)
+        (path / "speech_tokenizer").mkdir(parents=True, exist_ok=True)
+        tokens = write_tokenizer(path)
+        files = {
+            "config.json": main_configuration(cfg, kind, tokens),
+            "generation_config.json": merge(
+                json.loads((RELEASE / "generation_config.json").read_text()), OmegaConf.to_container(cfg.generation)
+            ),
+            "speech_tokenizer/config.json": merge(
+                json.loads((RELEASE / "speech_tokenizer/config.json").read_text()),
+                OmegaConf.to_container(cfg.codec.networks),
+            ),
+        }
+        for name, content in files.items():
+            put(path / name, json.dumps(content, indent=2))
+        for name in (
+            "preprocessor_config.json",
+            "speech_tokenizer/preprocessor_config.json",
+            "speech_tokenizer/configuration.json",
+        ):
+            put(path / name, (RELEASE / name).read_text())
+    return CheckpointConfig.load(folder(cfg, cfg.kinds[0]))
+
+
+def main_configuration(cfg: DictConfig, kind: str, tokens: int) -> dict:  # type: ignore[type-arg]
+    """config.json of a kind, whose text vocabulary has so many tokens."""
     networks = OmegaConf.to_container(cfg.talker.networks)
-    networks["code_predictor_config"]["layer_types"] = ["full_attention"] * networks["code_predictor_config"][
-        "num_hidden_layers"
-    ]
+    predictor = networks["code_predictor_config"]
+    predictor["layer_types"] = ["full_attention"] * predictor["num_hidden_layers"]
     half = networks["head_dim"] // 2
     third = half * 5 // 16  # the shares of the release: 24, 20 and 20 of 64
     networks["rope_scaling"] = {"mrope_section": [half - 2 * third, third, third]}
     released = json.loads((RELEASE / "config.json").read_text())
-    del released["speaker_encoder_config"]
+    speaker = released.pop("speaker_encoder_config")
+    if kind == "base":
+        released["speaker_encoder_config"] = (
+            speaker | OmegaConf.to_container(cfg.talker.speaker) | {"enc_dim": networks["hidden_size"]}
+        )
     released["talker_config"]["codec_language_id"] = {}
+    names = cfg.speech.voices if kind == "custom_voice" else {}
     talker = networks | {
         "text_vocab_size": tokens,
-        "spk_id": {name: voice.id for name, voice in cfg.speech.voices.items()},
-        "spk_is_dialect": dict.fromkeys(cfg.speech.voices, False),
+        "spk_id": {name: voice.id for name, voice in names.items()},
+        "spk_is_dialect": dict.fromkeys(names, False),
         "codec_language_id": {"english": 2050},
     }
     ids = {name: released[name] - RELEASED_TOKENS + len(vocabulary()) for name in TOKEN_IDS}
     ids["assistant_token_id"] = len(vocabulary()) - 1
-    files = {
-        "config.json": merge(released, {"tts_model_type": "custom_voice", "talker_config": talker} | ids),
-        "generation_config.json": merge(
-            json.loads((RELEASE / "generation_config.json").read_text()), OmegaConf.to_container(cfg.generation)
-        ),
-        "speech_tokenizer/config.json": merge(
-            json.loads((RELEASE / "speech_tokenizer/config.json").read_text()),
-            OmegaConf.to_container(cfg.codec.networks),
-        ),
-    }
-    for name, content in files.items():
-        put(folder / name, json.dumps(content, indent=2))
-    for name in (
-        "preprocessor_config.json",
-        "speech_tokenizer/preprocessor_config.json",
-        "speech_tokenizer/configuration.json",
-    ):
-        put(folder / name, (RELEASE / name).read_text())
-    return CheckpointConfig.load(folder)
+    return merge(released, {"tts_model_type": kind, "talker_config": talker} | ids)
 
 
 def vocabulary() -> dict[str, int]:

@@ -150,11 +150,9 @@ def start_quantizer(cfg: DictConfig, encoder: SpeechEncoder, quantizer: Residual
 
 @torch.no_grad()
 def write_codes(cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, speech: Speech) -> None:
-    """Writes codes.npz: `codes` [frames, 1 + groups], the first of the phones. Prints how many the encoder hears so."""
+    """Writes codes.npz: `codes` [frames, 1 + groups] as the encoder hears them. Prints how many first codes are right."""
     torch.backends.cudnn.benchmark = False  # every batch has a length of its own
     codes = torch.zeros(speech.frames, 1 + len(quantizer.rows), dtype=torch.int16)
-    heard = torch.zeros(speech.frames, dtype=torch.int16)
-    codes[:, 0] = speech.first
     order = np.argsort(speech.lengths)
     for batch in np.array_split(order, max(1, int(speech.lengths.sum() * 1.1) // (cfg.codec.batch * 600))):
         longest = int(speech.lengths[batch].max())
@@ -163,12 +161,12 @@ def write_codes(cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuan
         latents, logits = listen(cfg, encoder, speech.waveform[samples].float() / 32767)
         inside = torch.arange(longest) < torch.as_tensor(speech.lengths[batch])[:, None]
         codes[frames[inside], 1:] = quantizer.codes(latents[inside]).short()
-        heard[frames[inside]] = logits[inside].argmax(-1).short()
+        codes[frames[inside], 0] = logits[inside].argmax(-1).short()
     partial = work(cfg) / "codes.partial.npz"
     np.savez(partial, codes=codes.cpu().numpy())
     partial.rename(work(cfg) / "codes.npz")
     bits = [entropy(codes[:, group]) for group in range(codes.shape[1])]
-    right = (codes[:, 0] == heard).float().mean()
+    right = (codes[:, 0] == speech.first).float().mean()
     print(f"bits of each group {bits}; first code right {right:.3f}")
 
 

@@ -48,19 +48,19 @@ class Codes:
 
     def draw(self, frames: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of frames [batch, frames] and their samples: first codes [batch, frames], summed acoustic rows
-        [batch, frames, size], and the encoder's loss. Half of the utterances are in the talker's words.
+        [batch, frames, size], and the encoder's loss. Half of the utterances are in the talker's words, if known.
         """
-        half = 0 if self.said is None else len(frames) // 2
-        latents, logits = listen(self.cfg, self.encoder, audio[half:])
-        groups = self.heard[torch.randint(len(self.heard), (len(latents),))]
-        acoustics, commitment = self.quantizer(latents, groups)
+        latents, logits = listen(self.cfg, self.encoder, audio)
+        acoustics, commitment = self.quantizer(latents, self.heard[torch.randint(len(self.heard), (len(latents),))])
         first = self.first[frames]
-        recognition = F.cross_entropy(logits.flatten(0, 1), first[half:].flatten())
-        mistaken = torch.rand(len(latents), 1) < MISTAKEN
-        first = torch.cat([first[:half], torch.where(mistaken, logits.argmax(-1), first[half:])])
+        recognition = F.cross_entropy(logits.flatten(0, 1), first.flatten())
+        spoken = torch.zeros(len(frames), 1, dtype=torch.bool)
         if self.said is not None:
-            acoustics = torch.cat([self.quantizer.sum(self.said[frames[:half]].long()), acoustics])
-        return first, acoustics, 0.75 * commitment + 0.2 * recognition
+            said = self.said[frames].long()
+            spoken = (said >= 0).all(-1).all(-1, keepdim=True) & (torch.rand(len(frames), 1) < 0.5)
+            acoustics = torch.where(spoken[..., None], self.quantizer.sum(said.clamp(min=0)), acoustics)
+        mistaken = ~spoken & (torch.rand(len(frames), 1) < MISTAKEN)
+        return torch.where(mistaken, logits.argmax(-1), first), acoustics, 0.75 * commitment + 0.2 * recognition
 
 
 @step
@@ -69,6 +69,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.device == "cuda":
         torch.backends.cudnn.benchmark = True
     encoder, decoder, quantizer = load_codec(cfg)
+    encoder.requires_grad_(cfg.decoder.encoder)
     for network in (encoder, decoder):
         network.semantic.tables.requires_grad_(False)
         network.acoustic.tables.requires_grad_(False)

@@ -1,6 +1,7 @@
 """The whole corpus in the talker's words: the acoustic codes that the code predictor says for the true first codes.
 
-Each frame hangs on those before it. Instead of one frame after another, all are said at once and said again with what
+What said.npz holds already stays, so that each of two talkers can say its own voices. Each frame hangs on those before
+it. Instead of one frame after another, all are said at once and said again with what
 was said as their past; what a frame says hardly changes after a few rounds.
 """
 
@@ -27,14 +28,14 @@ ROUNDS = 4
 def main(cfg: DictConfig) -> None:
     on_device(cfg)
     config = configuration(cfg)
-    speech = dataset.load(cfg, corpus(cfg)["train"], waveform=False)
+    speech = dataset.load(cfg, corpus(cfg)["train"], waveform=config.speaker_encoder_config is not None)
     quantizer, codes = acoustics(cfg)
     language = Language(cfg, config, quantizer).to(cfg.device)
     language.load_state_dict(load_file(work(cfg) / "predictor.safetensors", device=cfg.device))
     task = Task(cfg, language, speech, quantizer, codes)
-    task.codes = codes[:, : language.predicted].clone()
+    task.codes = codes[:, 1 : 1 + language.predicted].clone()
     prompts = task.prompts
-    everything = np.argsort(prompts.lengths)
+    everything = prompts.asked[np.argsort(prompts.lengths[prompts.asked])]
     changed, frames = torch.zeros(ROUNDS), 0
     for places in prompts.pieces(everything, cfg.talker.positions):
         batch = prompts.build(everything[places], everything[places])
@@ -44,9 +45,15 @@ def main(cfg: DictConfig) -> None:
             changed[number] += (said != task.codes[batch.next[spoken]]).float().mean(1).sum()
             task.codes[batch.next[spoken]] = said
         frames += len(said)
+    frames_asked = np.repeat(np.isin(np.arange(len(speech.lengths)), prompts.asked), speech.lengths)
+    said_now = np.where(frames_asked[:, None], task.codes.cpu().numpy(), -1)
+    path = work(cfg) / "said.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            said_now = np.where(stored["codes"] >= 0, stored["codes"], said_now)
     partial = work(cfg) / "said.partial.npz"
-    np.savez(partial, codes=task.codes.cpu().numpy())
-    partial.rename(work(cfg) / "said.npz")
+    np.savez(partial, codes=said_now.astype(np.int16))
+    partial.rename(path)
     print(f"changed in each round: {[round(share, 3) for share in (changed / frames).tolist()]}")
 
 
@@ -55,8 +62,9 @@ def say(task: Task, batch: Batch, spoken: Tensor) -> Tensor:
     language = task.language
     rows, _ = language.first_rows()
     heads = language.group_heads()
+    voices = task.ears(batch.cloned, noisy=False)[0] if task.ears else None
     with autocast(task.cfg):
-        hidden = language.hidden(task.inputs(batch, rows, noisy=False))[spoken].float()
+        hidden = language.hidden(task.inputs(batch, rows, noisy=False, voices=voices))[spoken].float()
     inputs = [hidden, F.embedding(task.first[batch.next[spoken]], rows)]
     said: list[Tensor] = []
     for group in range(language.predicted):

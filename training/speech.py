@@ -2,10 +2,11 @@
 
 The teacher is hibari-tts (Apache-2.0), 8 MB that speak a hundred times faster than real time on one core. Its graph
 holds the duration of each phoneme; with that tensor as one more output, every frame's phones are known, and nothing
-has to be aligned. A second voice is the same one with formants and pitch scaled before its vocoder.
+has to be aligned. All other voices are made of hers before her vocoder (voices.py).
 
 A shard holds utterances end to end: `waveform` int16 [samples], `frames` and `voice` and `text` [utterances],
-`phones` [frames, 2], those of each frame's two halves of 40 ms.
+`phones` [frames, 2], those of each frame's two halves of 40 ms. `voice` is an id: of a name in conf, the number of a
+drawn voice, or that of a described one.
 """
 
 import json
@@ -24,6 +25,7 @@ from rich import print
 from rich.progress import track
 
 from training.step import corpus, step, work
+from training.voices import Voice, cast, draw_design, unseen, voice_of
 
 RATE, FRAME = 24_000, 1920  # Hz, samples
 HOP = 300  # samples of the teacher's frame; its durations count two
@@ -31,7 +33,8 @@ HALF = FRAME / HOP / 2  # hops
 QUIET = 0.006  # peak of a hop without speech
 LEAD, TAIL = 6, 13  # quiet hops kept before and after a sentence
 PAUSE = 8  # quiet hops from which on they are silence, whatever the phoneme
-LEVEL_HOPS = 601  # bins of the teacher's spectra
+BINS, BIN = 601, 20.0  # of the teacher's spectra, and Hz of each
+VOICED = 40.0  # Hz of pitch from which on the teacher takes a frame for voiced
 
 SILENCE = "sil"
 CONSONANTS = [*"əɹntszdlkmpfðvŋbwʃhᵊɡTʤʧθjʒxɾʔ"]
@@ -57,29 +60,28 @@ def main(cfg: DictConfig) -> None:
     texts = corpus(cfg)
     folder = work(cfg) / "speech"
     folder.mkdir(exist_ok=True)
-    speech = OmegaConf.to_container(cfg.speech)
     numbered = list(enumerate(texts["train"]))
     parts = [numbered[start : start + cfg.speech.shard] for start in range(0, len(numbered), cfg.speech.shard)]
-    shards = [(folder / f"{part[0][0]:06}.npz", part, speech, cfg.seed) for part in parts]
+    shards = [(folder / f"{part[0][0]:06}.npz", part, cfg) for part in parts]
     missing = [shard for shard in shards if not shard[0].exists()]
     processes = cfg.processes or os.cpu_count()
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         lost = sum(track(pool.imap_unordered(write_shard, missing), "speaking", total=len(missing)))
-    held_out(work(cfg) / "held.npz", texts["held"], speech, cfg.seed)
+    held_out(cfg, texts["held"])
     (folder / "index.json").write_text(json.dumps([path.name for path, *_ in shards]))
     print(f"{folder}: {len(shards)} shards; {lost} texts left out, too long or without a sound")
 
 
-def write_shard(task: tuple[Path, list[tuple[int, str]], dict[str, Any], int]) -> int:
+def write_shard(task: tuple[Path, list[tuple[int, str]], DictConfig]) -> int:
     """Speaks the texts of one shard; the number of those left out."""
-    path, texts, speech, seed = task
-    names = list(speech["voices"])
-    shares = np.array([speech["voices"][name]["share"] for name in names])
+    path, texts, cfg = task
+    voices = cast(cfg)
     spoken = []
     for number, text in texts:
-        voice = names[np.random.default_rng([seed, number]).choice(len(names), p=shares / shares.sum())]
-        if (utterance := speak(text, voice, speech, seed + number)) is not None:
-            spoken.append((utterance, speech["voices"][voice]["id"], number))
+        identity = choose(cfg, np.random.default_rng([cfg.seed, number]))
+        utterance = speak(text, voice_of(identity, voices), cfg, cfg.seed + number)
+        if utterance is not None:
+            spoken.append((utterance, identity, number))
     partial = path.with_name(f".{path.name}")
     np.savez(
         partial,
@@ -93,43 +95,66 @@ def write_shard(task: tuple[Path, list[tuple[int, str]], dict[str, Any], int]) -
     return len(texts) - len(spoken)
 
 
-def held_out(path: Path, texts: list[str], speech: dict[str, Any], seed: int) -> None:
-    """The held-out sentences in every voice: `<voice>_<number>` and `<voice>_<number>_phones`."""
+def choose(cfg: DictConfig, rng: np.random.Generator) -> int:
+    """The id of a text's voice."""
+    speech = cfg.speech
+    named = list(speech.voices.values())
+    shares = np.array([*(voice.share for voice in named), speech.drawn.share, speech.described.share])
+    place = int(rng.choice(len(shares), p=shares / shares.sum()))
+    if place < len(named):
+        return int(named[place].id)
+    return int(rng.integers(speech.drawn.voices)) if place == len(named) else draw_design(rng).id
+
+
+def held_out(cfg: DictConfig, texts: list[str]) -> None:
+    """held.npz: the held-out sentences, `<voice>_<number>` and `<voice>_<number>_phones`.
+
+    In every voice with a name, and, as the recordings to clone, the first few in those that no training hears.
+    """
+    named = {name: (voices, len(texts)) for name, voices in ((n, cast(cfg)[v.id]) for n, v in cfg.speech.voices.items())}
+    strangers = {
+        f"unseen{number}": (voice, cfg.speech.drawn.recordings)
+        for number, voice in enumerate(unseen(cfg.seed, cfg.speech.drawn.unseen))
+    }
     arrays: dict[str, NDArray[Any]] = {}
-    for voice in speech["voices"]:
-        for number, text in enumerate(texts):
-            utterance = speak(text, voice, speech, seed - 1 - number & 0xFFFF)
+    for name, (voice, count) in (named | strangers).items():
+        for number, text in enumerate(texts[:count]):
+            utterance = speak(text, voice, cfg, cfg.seed - 1 - number & 0xFFFF)
             assert utterance is not None, text
-            arrays |= {f"{voice}_{number}": utterance.waveform, f"{voice}_{number}_phones": utterance.phones}
-    np.savez(path, **arrays)
+            arrays |= {f"{name}_{number}": utterance.waveform, f"{name}_{number}_phones": utterance.phones}
+    np.savez(work(cfg) / "held.npz", **arrays)
 
 
-def speak(text: str, voice: str, speech: dict[str, Any], seed: int) -> Utterance | None:
+def speak(text: str, voice: Voice, cfg: DictConfig, seed: int) -> Utterance | None:
     """`text` in a voice, its sentences one after the other; None if it is too long or makes no sound."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     waves, phones = [], []
     for phonemes in teacher().phonemize(text):
-        said = say(phonemes, speech["voices"][voice], draw)
+        said = say(phonemes, voice, rng)
         if said is None:
             return None
         waves.append(said[0])
         phones.append(said[1])
     frames = -(-sum(map(len, waves)) // FRAME)
-    if not waves or frames > speech["longest"]:
+    if not waves or frames > cfg.speech.longest:
         return None
     wave = np.zeros(frames * FRAME, np.float32)
-    wave[: sum(map(len, waves))] = np.concatenate(waves) * speech["gain"]
+    wave[: sum(map(len, waves))] = np.concatenate(waves)
+    if voice.loudness is None:
+        wave *= cfg.speech.gain
+    else:
+        wave *= 10 ** (voice.loudness / 20) / np.sqrt(np.mean(wave[np.abs(wave) > QUIET] ** 2))
     return Utterance((wave.clip(-1, 1) * 32767).astype(np.int16), halves(np.concatenate(phones), frames))
 
 
-def say(phonemes: str, voice: dict[str, float], draw: np.random.Generator) -> tuple[Floats, Ints] | None:
+def say(phonemes: str, voice: Voice, rng: np.random.Generator) -> tuple[Floats, Ints] | None:
     """One sentence's samples and the phone of each hop, with little silence around; None if it makes no sound."""
     from hibari import dsp
 
     ids = teacher().ids(phonemes)
-    inputs = {"ids": np.array([ids], np.int64), "speed": np.ones(1, np.float32)}
+    inputs = {"ids": np.array([ids], np.int64), "speed": np.full(1, voice.pace, np.float32)}
     *spectra, durations = teacher().sess.run(None, inputs)
-    wave = dsp.synth(*scaled(*(spectrum[0] for spectrum in spectra), **voice), draw)
+    wave = dsp.synth(*scaled(*(spectrum[0] for spectrum in spectra), voice), rng)
     loud = np.abs(wave).reshape(-1, HOP).max(1) > QUIET
     if not loud.any():
         return None
@@ -140,27 +165,32 @@ def say(phonemes: str, voice: dict[str, float], draw: np.random.Generator) -> tu
     return wave[kept.start * HOP : kept.stop * HOP], phones[kept]
 
 
-def scaled(  # type: ignore[no-untyped-def]
-    harmonics, angles, hiss, residue, phases, f0, formants=1.0, pitch=1.0, level=0.0, noise=0.0, **_
-):
-    """The teacher's spectra (logarithms [bins, hops], and f0 [hops] in Hz) with formants and pitch scaled.
+def scaled(harmonics, angles, hiss, residue, phases, f0, voice: Voice):  # type: ignore[no-untyped-def]
+    """The teacher's spectra (logarithms [bins, hops], and f0 [hops] in Hz) as a voice has them."""
+    high = voice.high_formants or voice.formants
+    hertz, nyquist = np.arange(BINS) * BIN, (BINS - 1) * BIN
+    corners = np.array([0, 1000, 2500, nyquist])
+    source = np.interp(hertz, corners * [1, voice.formants, high, high], corners) / BIN
+    # Beyond what the teacher has, where formants lie lower than hers, a spectrum falls off.
+    past = np.maximum(hertz / high - nyquist, 0)[:, None].astype(np.float32) / BIN * 0.02
+    low = np.minimum(source.astype(int), BINS - 1)
+    weight = (source - low)[:, None].astype(np.float32)
+    tilt = (voice.tilt * np.log2(np.maximum(hertz, 100) / 1000) * np.log(10) / 20)[:, None].astype(np.float32)
 
-    `level` is added to the harmonics' logarithm and `noise` to the residue's where there is a pitch.
-    """
-    if formants == pitch == 1.0:
-        return harmonics, angles, hiss, residue, phases, f0
-    source = np.arange(LEVEL_HOPS) / formants
-    low = np.minimum(source.astype(int), LEVEL_HOPS - 1)
-    high, weight = np.minimum(low + 1, LEVEL_HOPS - 1), (source - low)[:, None].astype(np.float32)
-    beyond = np.where(source > LEVEL_HOPS - 1, (LEVEL_HOPS - 1 - source) * 0.02, 0)[:, None].astype(np.float32)
+    def shaped(spectrum: Floats) -> Floats:
+        return spectrum[low] * (1 - weight) + spectrum[np.minimum(low + 1, BINS - 1)] * weight + tilt - past
 
-    def stretched(spectrum: Floats) -> Floats:
-        return spectrum[low] * (1 - weight) + spectrum[high] * weight + beyond
-
-    voiced = f0 > 40
-    residue = stretched(residue) + np.where(voiced, noise, 0.0).astype(np.float32)
-    harmonics = stretched(harmonics) + np.float32(level)
-    return harmonics, angles[low], stretched(hiss), residue, phases[low], np.where(voiced, f0 * pitch, f0)
+    voiced = f0 > VOICED
+    mean = np.exp(np.log(f0[voiced]).mean()) if voiced.any() else 1.0
+    pitch = np.where(voiced, mean * (np.maximum(f0, 1) / mean) ** voice.melody * voice.pitch, f0)
+    return (
+        shaped(harmonics) + np.float32(voice.level),
+        angles[low],
+        shaped(hiss) + np.where(voiced, voice.breath, 0.0).astype(np.float32),
+        shaped(residue) + np.where(voiced, voice.noise, 0.0).astype(np.float32),
+        phases[low],
+        pitch.astype(np.float32),
+    )
 
 
 def phone_hops(phonemes: list[str], durations: Ints, hops: int) -> Ints:

@@ -7,6 +7,8 @@ Three things make small networks learn this from some hours of speech. The rows 
 sums of their phones' rows and of a row of their own. Those of the acoustic codes are linear in the codec's rows. And
 the code predictor learns what follows from the codes that were really taken, right or wrong: it reads a sample of the
 codes near the latent, and each target is what is then nearest to the rest.
+
+For a base checkpoint the speaker encoder learns beside them (speaker.py).
 """
 
 from copy import deepcopy
@@ -22,7 +24,9 @@ from torch import Tensor, nn
 from model_src.code_predictor import CodePredictor
 from model_src.config import CheckpointConfig
 from model_src.layers import Embedding, causal_mask, rotary
+from model_src.speaker_encoder import SpeakerEncoder
 from model_src.talker import Talker, TextEmbedding
+from qwen3_tts_ov.prompt import REFERENCE, SPEAKER
 from training import dataset
 from training.checkpoint import configuration
 from training.codec import autocast
@@ -30,6 +34,7 @@ from training.dataset import CODES, Speech
 from training.loop import Loop, descend
 from training.prompts import Batch, Prompts
 from training.quantizer import ResidualQuantizer
+from training.speaker import Ears, start_encoder
 from training.speech import PHONES
 from training.step import TrainingError, corpus, on_device, step, work
 
@@ -41,6 +46,7 @@ CONSTANT = 4.0  # value of the code predictor's first feature, before its norm
 CONTROLS = 128  # ids after the codes, among which the prompt's control ids are
 PREDICTED_POSITIONS = 6144  # of a batch, for the code predictor
 GROUP_WEIGHTS = (1.0, 0.8, 0.6, 0.5, 0.4)
+TRAITS_WEIGHT = 0.3
 
 
 class Language(nn.Module):
@@ -65,6 +71,9 @@ class Language(nn.Module):
         self.acoustic_heads = nn.Parameter(torch.randn(self.predicted, size + 1, predictor.hidden_size) * 0.02)
         initialise(self)
         self._keep_constant()
+        self.speaker = SpeakerEncoder(config.speaker_encoder_config) if config.speaker_encoder_config else None
+        if self.speaker is not None:
+            start_encoder(self.speaker)
 
     def _keep_constant(self) -> None:
         """The code predictor's first feature stays CONSTANT: it is how row 0 is preferred in groups left out."""
@@ -132,12 +141,26 @@ class Language(nn.Module):
         for head in predictor.heads[self.predicted :]:
             head.weight[0, 0] = self.predictor.norm.weight[0].sign() * SURE
         predictor.load_state_dict(self.predictor.state_dict(), strict=False)
-        return {
+        written = {
             "text_embedding": self.text,
             "codec_embedding": embedding,
             "talker": talker,
             "code_predictor": predictor,
         }
+        return written | ({"speaker_encoder": self.speaker} if self.speaker is not None else {})
+
+    @torch.no_grad()
+    def take(self, state: dict[str, Tensor]) -> None:
+        """Goes on from saved weights, whose codebooks may have been scaled otherwise and which may know no speakers."""
+        codebooks = self.codebooks
+        known = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("speaker.")}
+        self.load_state_dict(known | state)
+        if codebooks.any() and self.codebooks.any():
+            scale = self.codebooks.norm() / codebooks.norm()
+            self.acoustic_rows *= scale
+            self.acoustic_heads[:, :-1] *= scale
+            self.acoustic_heads[:, -1] *= scale.square()
+            self.codebooks = codebooks
 
 
 @torch.no_grad()
@@ -162,13 +185,13 @@ def initialise(language: Language) -> None:
 def main(cfg: DictConfig) -> None:
     on_device(cfg)
     config = configuration(cfg)
-    speech = dataset.load(cfg, corpus(cfg)["train"], waveform=False)
+    speech = dataset.load(cfg, corpus(cfg)["train"], waveform=config.speaker_encoder_config is not None)
     quantizer, codes = acoustics(cfg) if cfg.talker.acoustics else (None, None)
     language = Language(cfg, config, quantizer).to(cfg.device)
     first_stage = work(cfg) / "talker.safetensors"
     if quantizer is not None:
-        language.load_state_dict(load_file(first_stage, device=cfg.device))
         language.codebooks = quantizer.rows[: language.predicted].clone()
+        language.take(load_file(first_stage, device=cfg.device))
     language.pairs = torch.as_tensor(speech.pairs.table, device=cfg.device)
     name = "predictor" if cfg.talker.acoustics else "talker"
     train(Task(cfg, language, speech, quantizer, codes), name)
@@ -176,16 +199,19 @@ def main(cfg: DictConfig) -> None:
 
 
 def acoustics(cfg: DictConfig) -> tuple[ResidualQuantizer, Tensor]:
-    """The codec's codebooks, scaled so that they add up to a deviation of 1, and the corpus' codes [frames, groups]."""
+    """The codec's codebooks, scaled so that they add up to a deviation of 1, and the corpus' codes [frames, groups].
+
+    Of each frame's groups the first is the first code as the encoder hears it.
+    """
     from training.codec import load_codec
 
     path = work(cfg) / "codes.npz"
     if not path.exists():
         raise TrainingError(f"{path} is missing; run python -m training.codec first")
     with np.load(path) as stored:
-        codes = torch.as_tensor(stored["codes"][:, 1:], device=cfg.device)
+        codes = torch.as_tensor(stored["codes"], device=cfg.device)
     quantizer = load_codec(cfg)[2]
-    some = codes[torch.randint(len(codes), (20_000,))][None].long()
+    some = codes[torch.randint(len(codes), (20_000,)), 1:][None].long()
     quantizer.rows /= quantizer.sum(some).std()
     return quantizer, codes
 
@@ -197,8 +223,12 @@ def train(task: "Task", name: str) -> None:
         matrix = parameter.dim() > 1 and "rows" not in parameter_name and "table" not in parameter_name
         (decayed if matrix else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": 0.03}, {"params": others, "weight_decay": 0.0}]
+    modules: list[nn.Module] = [language]
+    if task.ears:
+        modules.append(task.ears.told)
+        groups.append({"params": list(task.ears.told.parameters()), "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, settings.rate, (0.9, 0.97))
-    loop = Loop(name, work(task.cfg), settings.steps, settings.minutes, [language], [optimizer], 0.995)
+    loop = Loop(name, work(task.cfg), settings.steps, settings.minutes, modules, [optimizer], 0.995)
     batches = task.prompts.batches(settings.positions)
     judged = 0.0
     for part in loop:
@@ -225,8 +255,12 @@ class Task:
     ) -> None:
         self.cfg, self.language, self.first = cfg, language, speech.first
         self.prompts = Prompts(cfg, speech)
+        self.ears = Ears(cfg, language.speaker, speech) if language.speaker is not None else None
+        self.heard = speech.first  # first codes as the encoder hears them, which is how a reference has them
         self.codes, self.latents = codes, None
         if quantizer is not None:
+            self.heard, codes = codes[:, 0].long(), codes[:, 1:]
+            self.codes = codes
             parts = (quantizer.sum(part[None].long())[0] for part in codes.split(1 << 18))
             self.latents = torch.cat(list(parts))  # [frames, size]
             self.spread = distances(language, self.latents)
@@ -234,22 +268,29 @@ class Task:
     def __call__(self, batch: Batch, noisy: bool) -> tuple[Tensor, dict[str, Tensor]]:
         language = self.language
         rows, heads = language.first_rows()
+        voices, traits = self.ears(batch.cloned, noisy) if self.ears else (None, None)
         with autocast(self.cfg):
-            hidden = language.hidden(self.inputs(batch, rows, noisy))
+            hidden = language.hidden(self.inputs(batch, rows, noisy, voices))
         wanted = torch.where(batch.next >= 0, self.first[batch.next.clamp(min=0)], -100)
         wanted = torch.where(batch.ends, self.prompts.end, wanted)
         spoken = wanted >= 0
         logits, wanted = hidden[spoken].float() @ heads.T, wanted[spoken]
         loss = F.cross_entropy(logits, wanted)
         figures = {"first": loss, "first_right": (logits.argmax(-1) == wanted).float().mean()}
+        if traits is not None:
+            loss = loss + TRAITS_WEIGHT * traits
+            figures["traits"] = traits
         if self.latents is not None:
             predicted, by_group = self.acoustics(batch, hidden, rows, noisy)
             loss = loss + predicted
             figures |= {f"group{group}": value for group, value in enumerate(by_group, 1)}
         return loss, figures
 
-    def inputs(self, batch: Batch, rows: Tensor, noisy: bool) -> Tensor:
-        """[batch, positions, hidden]: text, control ids and past frames; some of the past changed or hidden."""
+    def inputs(self, batch: Batch, rows: Tensor, noisy: bool, voices: Tensor | None) -> Tensor:
+        """[batch, positions, hidden]: text, control ids and past frames; some of the past changed or hidden.
+
+        `voices` are the x-vectors [clones, hidden] of a batch that has clones.
+        """
         language, settings = self.language, self.cfg.talker
         past = batch.frames.clamp(min=0)
         first = self.first[past]
@@ -257,6 +298,7 @@ class Task:
         if noisy:
             other = self.first[torch.randint(len(self.first), first.shape)]
             first = torch.where(torch.rand(first.shape) < settings.noise, other, first)
+        first = torch.where(batch.control == REFERENCE, self.heard[past], first)
         frame = F.embedding(first, rows)
         if self.latents is not None:
             said = language.said(self.codes[past][..., : language.predicted].long())
@@ -267,6 +309,8 @@ class Task:
             hide = settings.hidden * torch.rand(count, 1) * (torch.rand(count, 1) < 0.7)
             frame = frame * (torch.rand(first.shape) >= hide)[..., None]
         control = F.embedding(batch.control.clamp(min=0), rows) * (batch.control >= 0)[..., None]
+        if voices is not None:
+            control = control.masked_scatter((batch.control == SPEAKER)[..., None], voices.to(control.dtype))
         return language.text(batch.text) + torch.where((batch.frames >= 0)[..., None], frame, control)
 
     def acoustics(self, batch: Batch, hidden: Tensor, rows: Tensor, noisy: bool) -> tuple[Tensor, list[Tensor]]:
