@@ -1,7 +1,8 @@
 """A checkpoint small enough for a git repository: matrices in 8 bits, rows that say nothing left out.
 
-`voices/<name>/` holds what is a voice's own; `voices/common/` what all voices share: the codec and the tokenizer.
-`unpack` makes of both a checkpoint in the released layout, the same to the bit on every machine, as each of its numbers
+`voices/<name>/` holds what is a voice's own; `voices/common/` what all voices share: the codec and the tokenizer. Of
+voices that one training made, one stores the weights; in their place another has the file `weights_of.txt` with that
+one's name, and takes of its weights those that its own config.json lists. `unpack` makes of both a checkpoint in the released layout, the same to the bit on every machine, as each of its numbers
 is a product that float32 holds exactly.
 
     python -m pipeline.checkpoints.packaged <checkpoint> voices/<name>
@@ -22,11 +23,13 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.checkpoints.files import CONFIGURATIONS, WEIGHTS, digest, select
 from pipeline.checkpoints.synthetic import bfloat16, write_header
-from pipeline.checkpoints.tensors import Config, Tensor
+from pipeline.checkpoints.tensors import Config, Tensor, model
 from pipeline.checkpoints.tokenizer import printable_bytes
 from pipeline.stage import PipelineError, errors_for_people, fingerprint, list_files
 
 COMMON = "common"
+OWN = ("config.json", "generation_config.json", WEIGHTS[0])
+WEIGHTS_OF = "weights_of.txt"  # not a symbolic link: a clone on Windows makes a file of that
 DTYPES = dict(zip(WEIGHTS, ("BF16", "F32"), strict=True))  # as in the releases
 TEXT_EMBEDDING = "talker.model.text_embedding.weight"
 GROUP = 32  # numbers along a row that share a scale
@@ -41,8 +44,9 @@ def pack(checkpoint: Path, packed: Path) -> None:
     codec or tokenizer.
     """
     names = select(list_files(checkpoint), lambda name: (checkpoint / name).read_bytes(), None)
-    shutil.rmtree(packed, ignore_errors=True)
-    others = [each.name for each in packed.parent.glob("*/") if each.name != COMMON]
+    for name in (*OWN, WEIGHTS_OF):
+        (packed / name).unlink(missing_ok=True)
+    others = [each.name for each in packed.parent.glob("*/") if each.name not in (COMMON, packed.name)]
     for name in names:
         path = home(name, packed)
         before = fingerprint(path) if path.exists() else None
@@ -55,20 +59,57 @@ def pack(checkpoint: Path, packed: Path) -> None:
             shutil.copyfile(checkpoint / name, path)
         if others and before not in (None, fingerprint(path)):
             raise PipelineError(f"{path}: {', '.join(others)} needs the one that was there; `git checkout` it")
+    share_weights(packed)
+
+
+def share_weights(packed: Path) -> None:
+    """Puts the name of another voice in place of a voice's weights, where that one holds the same and perhaps more."""
+    own = packed / WEIGHTS[0]
+    for other in sorted(packed.parent.glob(f"*/{WEIGHTS[0]}")):
+        if other != own and holds(other, load_file(own)):
+            own.unlink()
+            (packed / WEIGHTS_OF).write_text(f"{other.parent.name}\n", encoding="utf-8")
+            return
+
+
+def holds(path: Path, arrays: Arrays) -> bool:
+    """Whether a packed weight file has all these arrays, to the bit."""
+    with safe_open(path, framework="numpy") as file:
+        return arrays.keys() <= set(file.keys()) and all(
+            np.array_equal(file.get_tensor(name), array) for name, array in arrays.items()
+        )
 
 
 def unpack(packed: Path, checkpoint: Path) -> None:
-    """Writes the checkpoint that was packed to an existing folder. Raises PipelineError for an incomplete one."""
-    for folder in (packed.parent / COMMON, packed):
-        if not folder.is_dir():
-            raise PipelineError(f"{folder} is missing; `git checkout` it")
-        for name in list_files(folder):
-            path = checkpoint / name
-            path.parent.mkdir(exist_ok=True)
-            if name in WEIGHTS:
-                write_weights(load_file(folder / name), path, DTYPES[name])
-            else:
-                shutil.copyfile(folder / name, path)
+    """Writes the checkpoint that was packed to an existing folder.
+
+    Raises PipelineError for an incomplete voice, and for one that takes its weights from a voice without them.
+    """
+    common = packed.parent / COMMON
+    if not common.is_dir():
+        raise PipelineError(f"{common} is missing; `git checkout` it")
+    for name in [*list_files(common), *OWN]:
+        source, path = home(name, packed), checkpoint / name
+        if not source.is_file():
+            raise PipelineError(f"{source} is missing; `git checkout` it")
+        path.parent.mkdir(exist_ok=True)
+        if name in WEIGHTS:
+            arrays = load_file(source)
+            write_weights(listed(arrays, packed) if name in OWN else arrays, path, DTYPES[name])
+        else:
+            shutil.copyfile(source, path)
+
+
+def listed(arrays: Arrays, packed: Path) -> Arrays:
+    """The parts of the tensors that a voice's config.json lists. Raises PipelineError where a tensor is missing."""
+    config, _ = configurations(packed)
+    wanted = {tensor.name for tensor in model(config)}
+    kept = {key: array for key, array in arrays.items() if key.rpartition(".")[0] in wanted}
+    if missing := wanted - {key.rpartition(".")[0] for key in kept}:
+        raise PipelineError(
+            f"{home(WEIGHTS[0], packed)} lacks {min(missing)}, which {packed / 'config.json'} lists; pack both again"
+        )
+    return kept
 
 
 def configurations(packed: Path) -> tuple[Config, Config]:
@@ -78,9 +119,13 @@ def configurations(packed: Path) -> tuple[Config, Config]:
 
 
 def home(name: str, packed: Path) -> Path:
-    """Where a file of a checkpoint is kept."""
-    own = name in ("config.json", "generation_config.json", WEIGHTS[0])
-    return (packed if own else packed.parent / COMMON) / name
+    """Where a file of a checkpoint is kept: in the voice's folder, in `common`, or with a voice that has its weights."""
+    if name not in OWN:
+        return packed.parent / COMMON / name
+    shared = packed / WEIGHTS_OF
+    if name == WEIGHTS[0] and shared.is_file():
+        return packed.parent / shared.read_text(encoding="utf-8").strip() / name
+    return packed / name
 
 
 def packed_weights(checkpoint: Path, name: str) -> Arrays:

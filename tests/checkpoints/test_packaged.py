@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pipeline import build, download
 from pipeline.checkpoints import packaged
 from pipeline.checkpoints.files import WEIGHTS
-from pipeline.checkpoints.packaged import TEXT_EMBEDDING
+from pipeline.checkpoints.packaged import TEXT_EMBEDDING, WEIGHTS_OF
 from pipeline.stage import ROOT, PipelineError, configuration, list_files
 
 MERGES = ("s s", "ss i", "ssi s", "ssis t", "ssist a", "ssista n", "ssistan t", "a ssistant")
@@ -91,6 +92,87 @@ def test_a_second_voice_must_share_codec_and_tokenizer(original, packed, tmp_pat
     (other / "merges.txt").write_text("a b\n")
     with pytest.raises(PipelineError, match=r"common/merges\.txt: mini needs the one that was there"):
         packaged.pack(other, voices / "second")
+
+
+@pytest.fixture(scope="module")
+def base_and_design(artifact, tmp_path_factory) -> Path:
+    """The voices `base` and `design` of one training: the same weights, but for the speaker encoder of the first."""
+    made = tmp_path_factory.mktemp("one-training")
+    base, design = made / "checkpoints" / "base", made / "checkpoints" / "design"
+    for folder in (base, design):
+        shutil.copytree(artifact("download", "tiny-base"), folder, ignore=shutil.ignore_patterns("report.json"))
+    config = json.loads((design / "config.json").read_text()) | {"tts_model_type": "voice_design"}
+    (design / "config.json").write_text(json.dumps(config))
+    talker = load_file(base / WEIGHTS[0])
+    save_file({k: v for k, v in talker.items() if not k.startswith("speaker_encoder.")}, design / WEIGHTS[0])
+    for folder in (base, design):
+        packaged.pack(folder, made / "voices" / folder.name)
+    return made
+
+
+def test_voices_of_one_training_store_their_weights_once(base_and_design, tmp_path):
+    voices = base_and_design / "voices"
+    assert list_files(voices / "design") == ["config.json", "generation_config.json", WEIGHTS_OF]
+    made = {}
+    for name in ("base", "design"):
+        (tmp_path / name).mkdir()
+        packaged.unpack(voices / name, tmp_path / name)
+        assert list_files(tmp_path / name) == list_files(base_and_design / "checkpoints" / name)
+        made[name] = tensors(tmp_path / name / WEIGHTS[0])
+        assert made[name].keys() == tensors(base_and_design / "checkpoints" / name / WEIGHTS[0]).keys()
+    assert {name.partition(".")[0] for name in made["base"].keys() - made["design"].keys()} == {"speaker_encoder"}
+    assert all(np.array_equal(values, made["base"][name]) for name, values in made["design"].items())
+    build.checked(tmp_path / "design", "design")
+
+
+def test_other_weights_are_stored_and_so_are_those_that_another_voice_has_in_part(base_and_design, tmp_path):
+    checkpoints, voices = base_and_design / "checkpoints", tmp_path / "voices"
+    shutil.copytree(base_and_design / "voices", voices)
+    other = tmp_path / "other"
+    shutil.copytree(checkpoints / "design", other)
+    changed = load_file(other / WEIGHTS[0])
+    changed["talker.model.norm.weight"] += 1
+    save_file(changed, other / WEIGHTS[0])
+    packaged.pack(other, voices / "design")
+    packaged.pack(checkpoints / "base", voices / "base")
+    assert list_files(voices / "design") == ["config.json", "generation_config.json", WEIGHTS[0]]
+    assert (voices / "base" / WEIGHTS[0]).is_file()
+    packaged.pack(checkpoints / "design", voices / "design")
+    assert (voices / "design" / WEIGHTS_OF).read_text() == "base\n"
+
+
+def test_what_else_lies_in_a_voice_is_kept_and_is_no_part_of_its_checkpoint(base_and_design, tmp_path):
+    voice = tmp_path / "voices" / "base"
+    shutil.copytree(base_and_design / "voices", tmp_path / "voices")
+    (voice / "references").mkdir()
+    (voice / "references" / "one.flac").write_bytes(b"sound")
+    packaged.pack(base_and_design / "checkpoints" / "base", voice)
+    assert (voice / "references" / "one.flac").is_file()
+    (tmp_path / "made").mkdir()
+    packaged.unpack(voice, tmp_path / "made")
+    assert list_files(tmp_path / "made") == list_files(base_and_design / "checkpoints" / "base")
+
+
+def test_a_voice_without_its_weights_is_refused_in_one_line(base_and_design, tmp_path):
+    voices = tmp_path / "voices"
+    shutil.copytree(base_and_design / "voices", voices)
+    (tmp_path / "made").mkdir()
+
+    def refused(message: str, name: str = "design") -> None:
+        with pytest.raises(PipelineError, match=message):
+            packaged.unpack(voices / name, tmp_path / "made")
+
+    (voices / "design" / WEIGHTS_OF).write_text("nobody\r\n")
+    refused(r"voices/nobody/model\.safetensors is missing; `git checkout` it")
+    (voices / "design" / WEIGHTS_OF).write_text("design\n")
+    refused(r"voices/design/model\.safetensors is missing")
+    (voices / "design" / WEIGHTS_OF).write_text("base\n")
+    config = json.loads((voices / "design" / "config.json").read_text())
+    config["talker_config"]["num_hidden_layers"] += 1
+    (voices / "design" / "config.json").write_text(json.dumps(config))
+    refused(r"base/model\.safetensors lacks talker\.model\.layers\.2\.\S+, which \S+design/config\.json lists")
+    shutil.rmtree(voices / packaged.COMMON)
+    refused(r"common is missing", "base")
 
 
 def test_the_download_stage_refuses_another_voice_than_the_variant_names(packed, tmp_path):
