@@ -31,7 +31,7 @@ class Model:
     name: str
     graphs: Mapping[str, Path]  # by component, the .xml; its weights are in the .bin beside it
     config: Mapping[str, Any]  # the checkpoint's config.json
-    generation: Mapping[str, Any]  # its generation_config.json: the defaults of sampling
+    generation: Mapping[str, Any]  # its generation_config.json: the defaults of sampling and of text_first
     tokenizer: Tokenizer
     sample_rate: int  # of the speech, in Hz
     samples_per_frame: int

@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     """The options of a request. Sampling names and defaults are those of the checkpoint's generation_config.json."""
 
     seed: int | None  # fixes talker and code predictor; drawn, and reported in the outcome, when left out
-    text_first: bool  # the whole text before the audio (the default, except when cloning), or fed alongside it
+    text_first: bool  # whether the whole text comes before the audio or is fed alongside it; see `text_first` below
     max_frames: int | None  # replaces the limit set by the text's length; for all pieces of a long text together
     pieces_ahead: int  # of a long text, spoken while one is heard; by default what the slots allow, 0 is one by one
     do_sample: bool  # False: always the likeliest code, as with subtalker_dosample for the code predictor
@@ -119,6 +119,19 @@ def sampling(model: Model, options: Options) -> tuple[Sampling, Sampling]:
         raise RequestError(str(error)) from None
     _check_candidates(model, code_predictor)
     return talker, code_predictor
+
+
+def text_first(model: Model) -> bool:
+    """Whether the whole text comes before the audio, where a request does not say: as generation_config.json does.
+
+    Where that says nothing either, before it, except when cloning. The key is the official package's name of this
+    choice. A model whose tokens are single bytes needs it: beside the audio it would read 12.5 letters a second, and
+    people speak as many. Raises RequestError for what is neither true nor false.
+    """
+    chosen = model.generation.get("non_streaming_mode", model.kind != "base")
+    if not isinstance(chosen, bool):
+        raise RequestError(f"the model's generation_config.json: non_streaming_mode is {chosen!r}, not true or false")
+    return chosen
 
 
 def _check_candidates(model: Model, code_predictor: Sampling) -> None:

@@ -206,7 +206,7 @@ class Synthesizer:
         seed, max_frames = options.get("seed"), options.get("max_frames")
         cloned = self._clone(voice, reference_text) if model.kind == "base" else None
         speaker = voice if isinstance(voice, str) else model.default_voice
-        text_first = options.get("text_first", cloned is None)
+        text_first = options.get("text_first", request.text_first(model))
         plan = partial(
             self._plan, speaker=speaker, cloned=cloned, instruct=instruct, language=language, text_first=text_first
         )

@@ -2,8 +2,10 @@
 
 `voices/<name>/` holds what is a voice's own; `voices/common/` what all voices share: the codec and the tokenizer. Of
 voices that one training made, one stores the weights; in their place another has the file `weights_of.txt` with that
-one's name, and takes of its weights those that its own config.json lists. `unpack` makes of both a checkpoint in the released layout, the same to the bit on every machine, as each of its numbers
-is a product that float32 holds exactly.
+one's name, and takes of its weights those that its own config.json lists.
+
+`unpack` makes of all this a checkpoint in the released layout, the same to the bit on every machine, as each of its
+numbers is a product that float32 holds exactly.
 
     python -m pipeline.checkpoints.packaged <checkpoint> voices/<name>
 
@@ -119,7 +121,7 @@ def configurations(packed: Path) -> tuple[Config, Config]:
 
 
 def home(name: str, packed: Path) -> Path:
-    """Where a file of a checkpoint is kept: in the voice's folder, in `common`, or with a voice that has its weights."""
+    """Where a file of a checkpoint is kept: with the voice, in `common`, or with the voice whose weights it takes."""
     if name not in OWN:
         return packed.parent / COMMON / name
     shared = packed / WEIGHTS_OF

@@ -177,6 +177,26 @@ def test_sampling_options_reach_both_talker_and_code_predictor(synthesizer):
     np.testing.assert_array_equal(say(top_k=1, subtalker_top_k=1).codes, greedy.codes)
 
 
+@pytest.mark.parametrize("mode", ["custom_voice", "clone_x_vector"])
+def test_the_checkpoint_may_say_whether_the_text_comes_first(synthesizer, monkeypatch, mode):
+    speaking = synthesizer(mode)
+    voice = recording() if mode == "clone_x_vector" else None
+
+    def codes(**options: bool) -> bytes:
+        return speaking.speak(TEXT, voice, seed=3, max_frames=6, **options).codes.tobytes()
+
+    first, beside = codes(text_first=True), codes(text_first=False)
+    assert first != beside
+    assert codes() == (first if mode == "custom_voice" else beside), "as in the official package"
+    for chosen in (True, False):
+        monkeypatch.setitem(speaking.model.generation, "non_streaming_mode", chosen)
+        assert codes() == (first if chosen else beside)
+        assert codes(text_first=not chosen) == (beside if chosen else first), "a request overrules it"
+    monkeypatch.setitem(speaking.model.generation, "non_streaming_mode", "yes")
+    with pytest.raises(RequestError, match="non_streaming_mode is 'yes', not true or false"):
+        codes()
+
+
 def test_every_speaker_and_language_of_the_bundle_is_accepted_in_any_case(synthesizer):
     loaded = synthesizer("custom_voice")
     for speaker in loaded.model.speakers:
