@@ -115,6 +115,7 @@ def render(cells: list[Cell]) -> str:
         quality=quality(cells),
         missed=missed(cells),
         scored=[cell for cell in cells if cell.score.get("figures")],
+        figure_names=list(dict.fromkeys(name for cell in cells for name in cell.score.get("figures", {}))),
         measure=gates.measure,
         picture=Markup(picture(cells)),
     )

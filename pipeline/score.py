@@ -1,5 +1,8 @@
 """score: judges the speech of real weights as listeners would: words, voice, quality, and the loss of the codec.
 
+A base bundle clones each of its recordings in turn, by x-vector alone and in context; one for voice design speaks by
+each description in turn, and a long text by the first. A variant may name `recordings` and `descriptions` of its own.
+
 Random weights say nothing, so a synthetic checkpoint is not scored; nor is a figure whose packages are not installed.
 The report then says `not_run` and why, never that anything passed. A bound of conf/score that a figure misses, or for
 which there is no figure, is printed and reported. The report is small and flat, for a manifest or a model card:
@@ -11,7 +14,8 @@ which there is no figure, is printed and reported. The report is small and flat,
      "bounds": {"stoi": 0.9, …},       those that apply to this bundle
      "missed": [{"subject": "speech", "measure": "stoi", "bound": 0.9, "value": 0.85}, …],
      "versions": {"jiwer": …, …},      of the packages that judged
-     "heard": [{"wav": …, "language": …, "text": …, "ended": …, "transcript": …, "wrong_words": …}, …]}
+     "heard": [{"wav": …, "voice": …, "language": …, "text": …, "ended": …, "transcript": …, "wrong_words": …,
+                "pitch": …, "pace": …}, …]}      the last two, in Hz and letters a second, of a designed voice
 
 `word_error_*` is the word error rate (errors / words in the text; Chinese and Japanese count characters), lower is
 better. `judging/scorers.py` defines every figure.
@@ -22,11 +26,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from pipeline.judging.gates import missed, tell
 from pipeline.judging.scorers import (
     SCORERS,
+    Asked,
     Floats,
     Material,
     RoundTrip,
@@ -34,6 +40,7 @@ from pipeline.judging.scorers import (
     Spoken,
     applicable,
     at_rate,
+    own,
     suitable,
     wrong_words,
 )
@@ -47,7 +54,7 @@ Recording = tuple[str, Floats, str | None]  # its path as conf has it, the wavef
 def run(cfg: DictConfig) -> None:
     """Writes artifacts/<variant>/<precision>/score: the report and, where the weights are real, what was heard."""
     where, said = paths(cfg), cfg.score
-    check(said)
+    check(cfg)
     manifest = read_manifest(where.bundle)
     about = {
         "variant": cfg.variant.name,
@@ -56,9 +63,9 @@ def run(cfg: DictConfig) -> None:
         "seed": cfg.seed,
         "device": said.device,
     }
-    chosen = suitable(said.scorers, manifest["kind"])
+    chosen = suitable(cfg, manifest["kind"])
     lacking = {name: reason for name, scorer in chosen.items() if (reason := scorer.lacks())}
-    heard = [ROOT / Path(entry.path).expanduser() for entry in said.recordings or []]
+    heard = [ROOT / Path(entry.path).expanduser() for entry in own(cfg, "recordings")]
     with output(where.score, heard) as folder:
         synthetic = read_report(where.checkpoint)["source"] == "synthetic"
         if reason := why_not(synthetic, chosen, lacking):
@@ -72,20 +79,40 @@ def run(cfg: DictConfig) -> None:
     tell(misses)
 
 
-def check(said: DictConfig) -> None:
-    """Raises PipelineError for an unknown scorer, a bound on an unknown figure, and a bound that is not a number."""
+def check(cfg: DictConfig) -> None:
+    """Raises PipelineError for an unknown scorer, a bound on an unknown figure, and a bound that is not a number.
+
+    Also for recordings, descriptions and texts that are not as conf/score has them.
+    """
+    said = cfg.score
     if unknown := [name for name in said.scorers if name not in SCORERS]:
         raise PipelineError(f"score.scorers: unknown {', '.join(unknown)}; known: {', '.join(SCORERS)}")
     if not said.texts or not all(isinstance(texts, ListConfig) and texts for texts in said.texts.values()):
         raise PipelineError("score.texts: give at least one language, and for each a list of sentences")
-    if not all(isinstance(entry, DictConfig) and "path" in entry for entry in said.recordings):
+    if not all(isinstance(entry, DictConfig) and "path" in entry for entry in own(cfg, "recordings")):
         raise PipelineError("score.recordings: each is {path: …, text: …}, with what is said in it")
+    for entry in own(cfg, "descriptions"):
+        asked(entry, said.levels)
     known = [name for scorer in SCORERS.values() for name in scorer.figure_names(list(said.texts))]
     for name, bound in said.bounds.items():
         if name not in known:
             raise PipelineError(f"score.bounds: there is no figure {name!r}; known: {', '.join(known)}")
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
             raise PipelineError(f"score.bounds.{name} must be a number, not {bound!r}")
+
+
+def asked(entry: Any, levels: DictConfig) -> Asked:
+    """The ranges of pitch and pace that a description asks for. Raises PipelineError for any that is none."""
+    if not isinstance(entry, DictConfig) or "instruct" not in entry:
+        raise PipelineError("score.descriptions: each is {instruct: …, pitch: …, pace: …}, the last two as in levels")
+    found = {}
+    for key in (key for key in ("pitch", "pace") if key in entry):
+        range_ = levels[key].get(entry[key]) if isinstance(entry[key], str) else entry[key]
+        if not isinstance(range_, ListConfig) or [type(each) in (int, float) for each in range_] != [True, True]:
+            known = ", ".join(levels[key])
+            raise PipelineError(f"score.descriptions: {key} is {known} or [least, most], not {entry[key]!r}")
+        found[key] = (range_[0], range_[1])
+    return found
 
 
 def why_not(synthetic: bool, chosen: dict[str, Scorer], lacking: dict[str, str]) -> str:
@@ -127,7 +154,14 @@ def judge(
 
 def heard(wav: str, spoken: Spoken, transcript: str | None) -> dict[str, Any]:
     """One sentence as the report has it; without a transcript, no word is known to be wrong."""
-    entry = {"wav": wav, "language": spoken.language, "text": spoken.text, "ended": spoken.ended}
+    entry = {
+        "wav": wav,
+        "voice": spoken.named,
+        "language": spoken.language,
+        "text": spoken.text,
+        "ended": spoken.ended,
+        **({name: value and round(value, 1) for name, value in spoken.prosody.items()} if spoken.asked else {}),
+    }
     if transcript is None:
         return entry
     wrong = wrong_words(spoken.text, transcript, spoken.language)
@@ -157,40 +191,80 @@ def speak(synthesizer: Synthesizer, cfg: DictConfig, folder: Path) -> Material:
     if not sentences:
         listed = ", ".join(known)
         raise PipelineError(f"score.texts: the bundle speaks none of {', '.join(said.texts)}; it knows {listed}")
-    recordings: list[Recording] = []
-    if model.kind == "base":
-        if not said.recordings:
-            raise PipelineError("score.recordings: a base bundle needs at least one recording to clone")
-        files = [(entry, ROOT / Path(entry.path).expanduser()) for entry in said.recordings]
-        recordings = [(entry.path, audio.load(file, model.sample_rate), entry.get("text")) for entry, file in files]
-    voices = cycle(enumerate(choose_voices(synthesizer, recordings, said)))
+    recordings = load_recordings(cfg, model.sample_rate) if model.kind == "base" else []
+    voices = cycle(choose_voices(synthesizer, recordings, cfg))
     spoken = {}
     for wav in track(list(sentences), "speak"):
         language, text = sentences[wav]
-        number, (voice, reference) = next(voices)
+        voice, about = next(voices)
         speech = synthesizer.speak(text, language=language, seed=cfg.seed, **voice)
         if not speech.samples:
             raise PipelineError(f"{model.name}: it said nothing for {text!r}")
         speech.save(folder / wav)
         heard, ended = at_rate(speech.waveform, model.sample_rate), speech.stop_reason == "eos"
-        spoken[wav] = Spoken(language, text, heard, reference, number, ended)
+        spoken[wav] = Spoken(language, text, heard, ended=ended, **about)
     trips = [round_trip(synthesizer, name, waveform) for name, waveform, _ in recordings]
-    return Material(spoken, trips, said.whisper)
+    long = model.kind == "voice_design" and "one_voice" in said.scorers
+    return Material(
+        spoken, trips, said.whisper, speak_long(synthesizer, cfg, list(spoken.values()), folder) if long else []
+    )
+
+
+def load_recordings(cfg: DictConfig, rate: int) -> list[Recording]:
+    """The recordings to clone, at the bundle's rate. Raises PipelineError where there is none."""
+    if not (entries := own(cfg, "recordings")):
+        raise PipelineError("score.recordings: a base bundle needs at least one recording to clone")
+    files = [(entry, ROOT / Path(entry.path).expanduser()) for entry in entries]
+    return [(entry.path, audio.load(file, rate), entry.get("text")) for entry, file in files]
+
+
+def speak_long(synthesizer: Synthesizer, cfg: DictConfig, sentences: list[Spoken], folder: Path) -> list[Floats]:
+    """All sentences of the first language as one text, by the first description, cut into as many pieces."""
+    language = sentences[0].language
+    texts = [spoken.text for spoken in sentences if spoken.language == language]
+    instruct = own(cfg, "descriptions")[0].instruct
+    speech = synthesizer.speak(" ".join(texts), language=language, seed=cfg.seed, instruct=instruct)
+    speech.save(folder / "long.wav")
+    return np.array_split(at_rate(speech.waveform, synthesizer.model.sample_rate), max(2, len(texts)))
 
 
 def choose_voices(
-    synthesizer: Synthesizer, recordings: list[Recording], said: DictConfig
-) -> list[tuple[dict[str, Any], Floats | None]]:
-    """The arguments that choose a voice, each with the recording whose voice it is, if it is a clone."""
-    kind, rate = synthesizer.model.kind, synthesizer.model.sample_rate
+    synthesizer: Synthesizer, recordings: list[Recording], cfg: DictConfig
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The arguments that choose a voice, each with what a Spoken says about that voice."""
+    kind = synthesizer.model.kind
     if kind == "base":
         return [
-            ({"voice": synthesizer.voice_prompt((waveform, rate), text)}, at_rate(waveform, rate))
-            for _, waveform, text in recordings
+            clone(synthesizer, number, recordings[number], in_context=(number + turn) % 2 == 1)
+            for turn in range(2)  # in the second, the other way
+            for number in range(len(recordings))
         ]
     if kind == "voice_design":
-        return [({"instruct": said.instruct}, None)]
-    return [({"voice": name}, None) for name in ([said.speaker] if said.speaker else synthesizer.model.speakers)]
+        return [
+            (
+                {"instruct": entry.instruct},
+                {"voice": n, "asked": asked(entry, cfg.score.levels), "named": entry.instruct},
+            )
+            for n, entry in enumerate(own(cfg, "descriptions"))
+        ]
+    names = [cfg.score.speaker] if cfg.score.speaker else synthesizer.model.speakers
+    return [({"voice": name}, {"voice": n, "named": name}) for n, name in enumerate(names)]
+
+
+def clone(
+    synthesizer: Synthesizer, number: int, recording: Recording, in_context: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A voice of `choose_voices` that clones a recording, in context only if it is known what is said there."""
+    path, waveform, said = recording
+    rate, in_context = synthesizer.model.sample_rate, in_context and said is not None
+    about = {
+        "voice": number,
+        "reference": at_rate(waveform, rate),
+        "said": said,
+        "in_context": in_context,
+        "named": f"{path}, {'in context' if in_context else 'x-vector'}",
+    }
+    return {"voice": synthesizer.voice_prompt((waveform, rate), said if in_context else None)}, about
 
 
 def round_trip(synthesizer: Synthesizer, name: str, waveform: Floats) -> RoundTrip:

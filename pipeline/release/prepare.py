@@ -127,7 +127,7 @@ def scores(cfg: DictConfig, native: Paths, sibling: Json) -> tuple[Json, list[Js
         return {"score": {key: found[key] for key in kept if key in found}}, []
     if sibling["source"]["repo"] == "synthetic":
         return {}, []
-    bounds = applicable(cfg.score.bounds, suitable(cfg.score.scorers, sibling["kind"]), list(cfg.score.texts))
+    bounds = applicable(cfg.score.bounds, suitable(cfg, sibling["kind"]), list(cfg.score.texts))
     absent = dict.fromkeys(bounds, "score has not run on this bundle")
     return {}, [miss.entry() for miss in missed("speech", {}, bounds, absent)]
 

@@ -108,9 +108,80 @@ def test_a_voice_is_closer_to_itself_than_to_noise():
 @needs("speaker_similarity")
 def test_a_clone_is_compared_with_its_reference_and_not_with_other_sentences():
     clip = recording("speech-24khz.flac")
-    cloned = {"a": Spoken("english", "", clip, clip), "b": Spoken("english", "", noise(RATE), noise(RATE))}
+    cloned = {"a": Spoken("english", "", clip, clip), "b": Spoken("english", "", noise(RATE), noise(RATE), voice=1)}
     assert scorers.speaker_similarity(Material(cloned))["speaker_similarity"] == pytest.approx(1, abs=1e-5)
     assert "single sentence" in scorers.speaker_similarity(spoken(a=clip))["speaker_similarity"]
+
+
+@needs("nearest_voice")
+def test_a_clone_is_nearest_to_its_own_reference_or_to_another_and_each_way_has_its_figure():
+    clip, hiss = recording("speech-24khz.flac"), noise(RATE)
+    own = Spoken("english", "", clip, clip, voice=0, in_context=True)
+    stranger = Spoken("english", "", recording("speech-16khz.flac"), hiss, voice=1)
+    material = Material({"a": own, "b": stranger})
+    assert scorers.nearest_voice(material) == {"nearest_voice": 0.5}
+    ways = scorers.by_way(material)
+    assert ways["speaker_similarity_in_context"] == pytest.approx(1, abs=1e-5)
+    assert ways["speaker_similarity_x_vector"] < 0.6
+    assert scorers.speaker_similarity(material)["speaker_similarity"] == pytest.approx(np.mean(list(ways.values())))
+    assert "cloned this way" in scorers.by_way(Material({"a": own}))["speaker_similarity_x_vector"]
+
+
+@needs("one_voice")
+def test_a_long_text_is_of_one_voice_unless_another_speaks_in_between():
+    pieces = np.array_split(recording("speech-16khz.flac"), 4)
+    found = scorers.one_voice(Material({}, pieces=pieces))["one_voice"]
+    assert 0.8 < found < 1
+    assert scorers.one_voice(Material({}, pieces=[*pieces, noise(3 * RATE)]))["one_voice"] < found - 0.1
+
+
+REFERENCE = "Had he married a more amiable woman, he might have been more respectable than he was."
+
+
+@pytest.mark.parametrize(
+    ("transcript", "leaks"),
+    [
+        ("The river is deep here.", False),
+        ("Was. The river is deep here.", True),
+        ("He was the river is deep here.", True),
+        ("The river is deep here he was.", True),
+        ("The river a more amiable is deep here.", True),
+        ("The river he might is deep here.", False),  # two words inside are a mistake of the recogniser
+        ("The woman is deep here.", False),
+        ("", False),
+    ],
+)
+def test_words_of_the_reference_are_leaked_where_the_text_has_not_got_them(transcript, leaks):
+    assert scorers.leaked(transcript, "The river is deep here.", REFERENCE, "english") == leaks
+
+
+def test_words_that_reference_and_text_share_are_not_leaked():
+    text = "He might have been there, or he was."
+    assert not scorers.leaked(text, text, REFERENCE, "english")
+    assert scorers.leaked(text + " He might have married a more amiable woman.", text, REFERENCE, "english")
+    assert scorers.leaked("天气很好你在哪里", "你在哪里", "今天天气很好", "chinese")
+    assert not scorers.leaked("Yes.", "Yes.", "No.", "english")
+
+
+@needs("leaked_words")
+def test_leaked_words_are_heard():
+    clip, said = recording("speech-24khz.flac"), SAID["speech-24khz.flac"]
+    honest = Spoken("english", said, clip, clip, said=SAID["speech-16khz.flac"])
+    leaking = Spoken("english", "The river is deep.", clip, clip, said=said)
+    assert scorers.leaked_words(Material({"a": honest, "b": leaking})) == {"leaked_words": 0.5}
+    assert "no clone has" in scorers.leaked_words(Material({"a": Spoken("english", "", clip, clip)}))["leaked_words"]
+
+
+def test_pitch_and_pace_are_held_to_the_description():
+    clip, text = recording("speech-24khz.flac"), SAID["speech-24khz.flac"]  # at 111 Hz, 13 letters a second
+    low, high = ({"pitch": pitch, "pace": (10, 16)} for pitch in ((60, 150), (200, 500)))
+    material = Material({name: Spoken("english", text, clip, asked=asked) for name, asked in (("a", low), ("b", high))})
+    assert scorers.description(material) == {"description_pitch": 0.5, "description_pace": 1}
+    silent = Spoken("english", text, np.zeros(RATE, np.float32), asked=low)
+    assert scorers.description(Material({"a": silent})) == {"description_pitch": 0, "description_pace": 0}
+    syllables = Spoken("chinese", "好", clip, asked={"pace": (10, 16)})
+    found = scorers.description(Material({"a": syllables}))
+    assert found["description_pace"] == "no sentence was spoken by a description that asks for a pace"
 
 
 @needs("dnsmos")
@@ -201,9 +272,11 @@ def test_missing_packages_are_named_with_what_to_install(cell, monkeypatch, caps
 
 
 FIGURES = {
-    "tiny-base": {"ended", "word_error_english", "speaker_similarity", *scorers.OPINIONS, "pesq", "stoi"},
+    "tiny-base": {"ended", "word_error_english", "speaker_similarity", *scorers.OPINIONS, "pesq", "stoi"}
+    | {"speaker_similarity_x_vector", "speaker_similarity_in_context", "leaked_words"},
     "tiny-custom-voice": {"ended", "word_error_english", "speaker_similarity", *scorers.OPINIONS},
-    "tiny-voice-design": {"ended", "word_error_english", *scorers.OPINIONS},
+    "tiny-voice-design": {"ended", "word_error_english", *scorers.OPINIONS}
+    | {"description_pitch", "description_pace", "one_voice"},
 }
 
 
@@ -212,7 +285,8 @@ FIGURES = {
     "variant", ["tiny-base", *(pytest.param(name, marks=pytest.mark.prove) for name in list(FIGURES)[1:])]
 )
 def test_each_kind_of_bundle_gets_the_figures_that_apply_to_it(cell, variant):
-    cfg = cell(variant, speaker="ryan")
+    asked = [{"instruct": "A low voice.", "pitch": "low", "pace": [4, 30]}]
+    cfg = cell(variant, speaker="ryan", descriptions=asked)
     score.run(cfg)
     report = read(cfg)
     assert report["status"] == "measured"
@@ -225,6 +299,14 @@ def test_each_kind_of_bundle_gets_the_figures_that_apply_to_it(cell, variant):
     assert report["heard"][0]["wrong_words"] >= 1
     assert report["figures"]["ended"] == np.mean([heard["ended"] for heard in report["heard"]])
     assert report["versions"]["jiwer"]
+    voices = {
+        "tiny-base": [f"tests/data/speech-24khz.flac, {way}" for way in ("x-vector", "in context")],
+        "tiny-custom-voice": ["ryan", "ryan"],
+        "tiny-voice-design": ["A low voice."] * 2,
+    }
+    assert [heard["voice"] for heard in report["heard"]] == voices[variant]
+    assert all(("pace" in heard) == (variant == "tiny-voice-design") for heard in report["heard"])
+    assert (folder / "long.wav").exists() == (variant == "tiny-voice-design")
 
 
 @needs("stoi", "dnsmos")
@@ -239,6 +321,24 @@ def test_a_missing_package_or_language_gives_a_reason_and_leaves_the_other_figur
     assert "C compiler" in first["not_run"]["pesq"]
     score.run(cfg)
     assert read(cfg) == first
+
+
+@needs("nearest_voice")
+def test_a_variant_clones_its_own_recordings_each_both_ways(cell):
+    names = ["speech-24khz.flac", "speech-16khz.flac"]
+    cfg = cell(scorers=["ended", "nearest_voice"], texts={"english": ["Hi.", "No.", "Go.", "Oh."]})
+    cfg.variant = OmegaConf.create(
+        {**cfg.variant, "recordings": [{"path": str(DATA / name), "text": SAID[name]} for name in names]}
+    )
+    score.run(cfg)
+    assert set(read(cfg)["figures"]) == {"ended", "nearest_voice"}
+    cloned = [Path(heard["voice"]).name for heard in read(cfg)["heard"]]
+    assert cloned == [
+        "speech-24khz.flac, x-vector",
+        "speech-16khz.flac, in context",
+        "speech-24khz.flac, in context",
+        "speech-16khz.flac, x-vector",
+    ]
 
 
 def test_the_voices_of_a_bundle_speak_in_turn(cell):
@@ -299,6 +399,9 @@ def test_synthetic_weights_miss_no_bound(cell):
         ({"recordings": ["a.wav"]}, "score.recordings: each is"),
         ({"recordings": []}, "at least one recording"),
         ({"recordings": [{"path": "no/such.wav"}]}, r"no/such\.wav: there is no such file"),
+        ({"descriptions": ["low"]}, "score.descriptions: each is"),
+        ({"descriptions": [{"instruct": "Low.", "pitch": "deep"}]}, "pitch is low, medium, high or .*, not 'deep'"),
+        ({"descriptions": [{"instruct": "Low.", "pace": [1]}]}, r"pace is slow, medium, fast or .*, not \[1\]"),
         ({"texts": {"klingon": ["nuqneH"]}}, "speaks none of klingon"),
     ],
 )

@@ -221,7 +221,8 @@ NOISE = np.random.default_rng(0).normal(0, 0.05, 3 * RATE).astype(np.float32)
 
 
 def understood(bundle: Bundle, samples: np.ndarray, *overrides: str) -> dict:
-    return smoke.words(samples, RATE, bundle, configuration(("variant=0.6b-base", f"smoke.text='{SAID}'", *overrides)))
+    cfg = configuration(("variant=0.6b-base", f"smoke.text='{SAID}'", *overrides))
+    return smoke.words(smoke.material_of(samples, RATE, bundle, cfg), bundle, cfg)
 
 
 @pytest.mark.skipif(bool(SCORERS["word_error"].lacks()), reason="no recogniser")
@@ -233,6 +234,34 @@ def test_speech_of_real_weights_must_be_understood(bundle):
     with pytest.raises(GateError, match=said):
         understood(bundle, NOISE)
     assert understood(bundle, NOISE, "smoke.bounds.correctness.word_error=99")["word_error"] > 0.5
+
+
+@pytest.mark.skipif(bool(SCORERS["leaked_words"].lacks() or SCORERS["speaker_similarity"].lacks()), reason="no judge")
+def test_a_clone_is_compared_with_its_reference(artifact, monkeypatch):
+    base = Bundle.load(artifact("bundle", "tiny-base"), verify=False)
+    said = audio.load(HEARD, RATE)
+
+    def judged(samples: np.ndarray, *overrides: str) -> tuple[dict, list[dict]]:
+        cfg = configuration(("variant=0.6b-base", *overrides))
+        return smoke.fidelity("CPU", smoke.material_of(samples, RATE, base, cfg), cfg)
+
+    found, misses = judged(said, f"smoke.text='{SAID}'")
+    assert found == {"speaker_similarity": pytest.approx(1, abs=0.01), "leaked_words": 0}
+    assert misses == []
+    found, misses = judged(said)
+    assert found["leaked_words"] == 1, "it says the reference and not the text"
+    assert [miss["measure"] for miss in misses] == ["leaked_words"]
+    found, misses = judged(NOISE)
+    assert found["speaker_similarity"] < 0.6
+    assert [miss["measure"] for miss in misses] == ["speaker_similarity"]
+    own = f"+variant.recordings=[{{path: {HEARD.with_name('speech-16khz.flac')}}}]"
+    found, misses = judged(said, own)
+    assert 0.7 < found["speaker_similarity"] < 0.99, "another recording of the same reader"
+    assert "no clone has" in found["no_leaked_words"]
+    assert misses == []
+    assert judged(said, "variant=tiny-base") == ({}, [])
+    monkeypatch.setattr(scorers, "find_spec", lambda name: None)
+    assert "Resemblyzer" in judged(said)[0]["no_speaker_similarity"]
 
 
 def test_where_nobody_can_understand_the_reason_is_said(bundle, monkeypatch):
