@@ -9,12 +9,11 @@ librosa, numba and a second runtime, and with Resemblyzer webrtcvad, which canno
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ class Spoken:
     ended: bool = True  # by itself, not because of a limit
     said: str | None = None  # in the reference
     in_context: bool = False  # cloned with what is said in the reference, not by x-vector alone
-    asked: Asked = MappingProxyType({})  # by the description of the voice
+    asked: Asked = field(default_factory=dict)  # by the description of the voice
     named: str = ""  # the voice, for people
 
     @cached_property
