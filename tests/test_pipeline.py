@@ -129,7 +129,7 @@ def test_outputs_linked_to_dvcs_cache_survive_a_rerun_of_their_stage(checkout):
         ("conf/precision/int8.yaml", "# just a comment\n", set()),
         ("conf/precision/common/default.yaml", "edited: 1\n", {"compress", "bundle"}),
         ("conf/precision/fp16.yaml", "edited: 1\n", set()),
-        ("conf/variant/tiny-custom-voice.yaml", "edited: 1\n", {"download", "bundle"}),
+        ("conf/variant/tiny-custom-voice.yaml", "edited: 1\n", {"download", "bundle", "smoke"}),
         ("conf/variant/tiny-base.yaml", "edited: 1\n", set()),
         ("conf/smoke/default.yaml", "edited: 1\n", {"smoke"}),
         ("model_src/talker.py", "# edited\n", {"build", "export", "rollout", "compress"}),
