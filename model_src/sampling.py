@@ -42,8 +42,8 @@ def draw(
         likeliest = torch.topk(scores, candidates, dim=-1)[0]
         likeliest = likeliest.masked_fill(torch.arange(candidates) >= top_k, float("-inf"))
     probabilities = torch.softmax(likeliest, dim=-1)
-    # A code is kept while the likelier ones alone do not reach top_p. Before the likeliest there are none, and 1e-4, which
-    # is a number in 16 bits too, is less than the likeliest of 2048 can have.
+    # A code is kept while the likelier ones alone do not reach top_p. Before the likeliest there are none, and 1e-4,
+    # which is a number in 16 bits too, is less than the likeliest of 2048 can have.
     likelier = torch.cumsum(probabilities, dim=-1) - probabilities
     kept = (likelier < torch.where(top_p < 1, top_p.clamp(min=1e-4), 2)) & (probabilities > 0)
     least = likeliest.masked_fill(~kept, float("inf")).amin(dim=-1, keepdim=True)
