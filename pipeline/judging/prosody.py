@@ -50,7 +50,7 @@ def pace(text: str, waveform: Floats) -> float | None:
     heard = np.flatnonzero(sounding(waveform))
     if not len(heard):
         return None
-    return sum(map(str.isalpha, text)) / ((heard[-1] - heard[0] + 1) * HOP / RATE)
+    return sum(map(str.isalpha, text)) / (float(heard[-1] - heard[0] + 1) * HOP / RATE)
 
 
 def sounding(waveform: Floats) -> NDArray[np.bool_]:
