@@ -150,7 +150,7 @@ def start_quantizer(cfg: DictConfig, encoder: SpeechEncoder, quantizer: Residual
 
 @torch.no_grad()
 def write_codes(cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, speech: Speech) -> None:
-    """Writes codes.npz: `codes` [frames, 1 + groups] as the encoder hears them. Prints how many first codes are right."""
+    """Writes codes.npz: `codes` [frames, 1 + groups] as the encoder hears them; prints how many first are right."""
     torch.backends.cudnn.benchmark = False  # every batch has a length of its own
     codes = torch.zeros(speech.frames, 1 + len(quantizer.rows), dtype=torch.int16)
     order = np.argsort(speech.lengths)

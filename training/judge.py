@@ -19,8 +19,9 @@ from model_src.generate import SpeechModel
 from pipeline.judging.scorers import RATE, Whisper, normalised, package
 from qwen3_tts_ov import prompt
 from qwen3_tts_ov.sampling import Sampling
+from training.checkpoint import folder
 from training.speech import RATE as SPOKEN_RATE
-from training.step import corpus, step, work
+from training.step import TrainingError, corpus, step, work
 
 LONGEST = 200  # frames; a sentence that gets there did not end by itself
 LANGUAGE = "english"
@@ -28,8 +29,10 @@ LANGUAGE = "english"
 
 @step
 def main(cfg: DictConfig) -> None:
+    if "custom_voice" not in cfg.kinds:
+        raise TrainingError("only voices with names are judged here; build bundles of other kinds, and score judges them")
     texts = corpus(cfg)["held"]
-    judge = Judge(Path(cfg.checkpoint))
+    judge = Judge(folder(cfg, "custom_voice"))
     figures = {}
     with np.load(work(cfg) / "held.npz") as held:
         for voice in cfg.speech.voices:

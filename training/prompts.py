@@ -75,7 +75,7 @@ class Prompts:
         self.held, self.rest = np.split(order, [min(cfg.talker.held, len(order) // 2)])
 
     def plan(self, utterance: int) -> tuple[Prompt | None, int]:
-        """The prompt of an utterance, None if no kind has its voice, and the other one that it is cloned from, or -1."""
+        """The prompt of an utterance, None if no kind has its voice, and the one that it is cloned from, or -1."""
         words, voice = self.speech.texts[utterance], int(self.speech.voices[utterance])
         options = {
             "language": "auto" if self.draw.random() < 0.5 else "english",

@@ -52,7 +52,7 @@ class Ears(nn.Module):
         self.told = nn.Linear(encoder.fc.out_channels, TRAITS)
 
     def forward(self, cloned: Tensor, noisy: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Of utterances [batch], -1 where nothing is cloned: x-vectors [clones, hidden] and the loss of their traits."""
+        """Of utterances [batch], -1 where nothing is cloned: x-vectors [clones, hidden] and their traits' loss."""
         cloned = cloned[cloned >= 0]
         if not len(cloned):
             return None, None

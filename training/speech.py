@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import print
 from rich.progress import track
 
@@ -111,7 +111,8 @@ def held_out(cfg: DictConfig, texts: list[str]) -> None:
 
     In every voice with a name, and, as the recordings to clone, the first few in those that no training hears.
     """
-    named = {name: (voices, len(texts)) for name, voices in ((n, cast(cfg)[v.id]) for n, v in cfg.speech.voices.items())}
+    voices = cast(cfg)
+    named = {name: (voices[settings.id], len(texts)) for name, settings in cfg.speech.voices.items()}
     strangers = {
         f"unseen{number}": (voice, cfg.speech.drawn.recordings)
         for number, voice in enumerate(unseen(cfg.seed, cfg.speech.drawn.unseen))

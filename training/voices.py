@@ -105,8 +105,8 @@ PITCHES = {
 }
 PACES = {
     "": (1.0, [""]),
-    "very slow": (0.72, ["very slowly", "extremely slowly", "at a very slow pace", "very slow"]),
-    "slow": (0.85, ["slowly", "unhurriedly", "at a slow pace", "without haste", "slow"]),
+    "very slow": (0.72, ["very slowly", "extremely slowly", "at a very slow pace", "ever so slowly"]),
+    "slow": (0.85, ["slowly", "unhurriedly", "at a slow pace", "without haste", "leisurely"]),
     "fast": (1.2, ["fast", "quickly", "at a fast pace", "hurriedly", "at a quick pace"]),
     "very fast": (1.38, ["very fast", "very quickly", "extremely fast", "at a very fast pace"]),
 }
