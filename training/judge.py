@@ -30,7 +30,7 @@ LANGUAGE = "english"
 @step
 def main(cfg: DictConfig) -> None:
     if "custom_voice" not in cfg.kinds:
-        raise TrainingError("only voices with names are judged here; build bundles of other kinds, and score judges them")
+        raise TrainingError("only named voices are judged here; other kinds by score, once a bundle is built")
     texts = corpus(cfg)["held"]
     judge = Judge(folder(cfg, "custom_voice"))
     figures = {}

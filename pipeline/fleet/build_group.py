@@ -87,7 +87,9 @@ def dvc(checkout: Path, *command: str, echo: bool = False) -> None:
             print(line, end="", flush=True)
         if line.lower().startswith("error: "):
             complaints.append(line.partition(": ")[2].strip())
-    if code := process.wait():
+    code = process.wait()
+    # A push that could not transfer the run cache complains, and ends with 0 all the same (DVC 3.67).
+    if code or (command[0] == "push" and complaints):
         raise PipelineError(next(iter(complaints), f"dvc {command[0]} ended with {code}"))
 
 
