@@ -38,6 +38,26 @@ FIRST_CHUNK, MOST_FIRST_CHUNK = 4, 128  # frames; the memory that decoding a chu
 _Running: TypeAlias = "deque[tuple[SpeechStream, Future[Speech]]]"
 
 
+def piece_seconds(model: Model) -> float:
+    """How long a text may be, as a slow reader would read it, before it is cut into pieces.
+
+    A checkpoint may say so in generation_config.json, as `longest_text_seconds`: a small one loses words in what is
+    longer than all that it was trained on. Without that, PIECE_SECONDS; but every piece of a designed voice would be
+    spoken by somebody else, so its text is only cut where the checkpoint's own limit of frames does it, as by the
+    official package. Raises RequestError for what is no such number.
+    """
+    if (stated := model.generation.get("longest_text_seconds")) is not None:
+        if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
+            raise RequestError(
+                f"the model's generation_config.json: longest_text_seconds is {stated!r}, not a number above 0"
+            )
+        return float(stated)
+    frames = model.generation.get("max_new_tokens")
+    if model.kind != "voice_design" or frames is None:
+        return PIECE_SECONDS
+    return max(PIECE_SECONDS, frames * model.samples_per_frame / model.sample_rate)
+
+
 class Synthesizer:
     """A compiled model, ready to speak. Threads may share it; each request then has infer requests of its own.
 
@@ -226,7 +246,7 @@ class Synthesizer:
         They are as long as they may be, or as short as it takes for the model to have a position for every frame of a
         slow reader.
         """
-        rate, longest = self.model.sample_rate / self.model.samples_per_frame, self._piece_seconds()
+        rate, longest = self.model.sample_rate / self.model.samples_per_frame, piece_seconds(self.model)
         while True:
             cut = text.split(spoken, longest)
             pieces = [part.strip() if len(cut) > 1 else part for part, _ in cut]
@@ -235,16 +255,6 @@ class Synthesizer:
             longest /= 2
             if needed <= self.model.positions or longest < SHORTEST_PIECE_SECONDS:
                 return planned
-
-    def _piece_seconds(self) -> float:
-        """How long a piece of a text may be. Every piece of a designed voice would be spoken by somebody else.
-
-        So such a text is cut only where the checkpoint's own limit of frames does it, as by the official package.
-        """
-        frames = self.model.generation.get("max_new_tokens")
-        if self.model.kind != "voice_design" or frames is None:
-            return PIECE_SECONDS
-        return max(PIECE_SECONDS, frames * self.model.samples_per_frame / self.model.sample_rate)
 
     def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
         """The voice that a base model is to speak with."""

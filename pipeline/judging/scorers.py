@@ -8,7 +8,7 @@ librosa, numba and a second runtime, and with Resemblyzer webrtcvad, which canno
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -116,6 +116,7 @@ def ended(material: Material) -> Figures:
 
 UNSPACED = ("chinese", "japanese")  # written without spaces: characters are counted instead of words
 WHISPER_SECONDS = 30  # its input at a time
+PAUSE = RATE // 10  # samples that are quiet together between two sentences
 
 
 def word_error(material: Material) -> Figures:
@@ -221,15 +222,14 @@ class Whisper:
         return self._tokenizer.token_to_id(f"<|{language_code(language)}|>") is not None
 
     def transcript(self, waveform: Floats, language: str) -> str:
-        """The transcript of a waveform, by beam search, 30 seconds at a time."""
+        """The transcript of a waveform, by beam search, at most 30 seconds at a time."""
         import ctranslate2
 
         prompt = ["<|startoftranscript|>"]
         if self._model.is_multilingual:
             prompt += [f"<|{language_code(language)}|>", "<|transcribe|>"]
         said = []
-        for start in range(0, len(waveform), WHISPER_SECONDS * RATE):
-            piece = waveform[start : start + WHISPER_SECONDS * RATE]
+        for piece in windows(waveform):
             features = self._features(piece, sampling_rate=RATE, return_tensors="np")["input_features"]
             found = self._model.generate(
                 ctranslate2.StorageView.from_array(np.ascontiguousarray(features, np.float32)),
@@ -238,6 +238,17 @@ class Whisper:
             )
             said.append(self._tokenizer.decode(found[0].sequences_ids[0]))
         return " ".join(said)
+
+
+def windows(waveform: Floats) -> Iterator[Floats]:
+    """A waveform in parts of at most 30 seconds, cut in the pauses: half a word is understood as another one."""
+    longest, shortest = WHISPER_SECONDS * RATE, WHISPER_SECONDS * RATE * 2 // 3
+    while len(waveform) > longest:
+        level = np.convolve(np.abs(waveform[shortest:longest]), np.ones(PAUSE), "valid")
+        cut = shortest + int(level.argmin()) + PAUSE // 2
+        yield waveform[:cut]
+        waveform = waveform[cut:]
+    yield waveform
 
 
 def language_code(language: str) -> str | None:

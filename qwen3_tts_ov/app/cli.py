@@ -323,7 +323,7 @@ def _slots_for(bundle: Bundle, spoken: str, max_frames: int | None) -> int:
 
     if max_frames is not None or bundle.kind == "voice_design":
         return 1
-    pieces = text.split(text.clean(spoken), synthesizer.PIECE_SECONDS)
+    pieces = text.split(text.clean(spoken), synthesizer.piece_seconds(bundle.model))
     return min(len(pieces), synthesizer.DEFAULT_SLOTS)
 
 

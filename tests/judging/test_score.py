@@ -62,6 +62,17 @@ def test_whisper_recognises_a_recording_and_counts_wrong_words_as_errors():
     assert scorers.word_error(Material(swapped))["word_error_english"] > 0.7
 
 
+def test_a_long_recording_is_cut_where_it_is_quiet():
+    rate = scorers.RATE
+    speech = np.random.default_rng(0).uniform(-0.5, 0.5, 70 * rate).astype(np.float32)
+    for second in (25, 48):
+        speech[second * rate : second * rate + rate // 4] = 0
+    parts = list(scorers.windows(speech))
+    np.testing.assert_array_equal(np.concatenate(parts), speech)
+    assert [len(part) // rate for part in parts] == [25, 23, 21]
+    assert not any(part[0] or part[-1] for part in parts[1:2]), "no word is cut"
+
+
 @needs("word_error")
 def test_whisper_hears_what_follows_the_first_thirty_seconds():
     clip = recording("speech-16khz.flac")

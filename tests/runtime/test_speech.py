@@ -30,6 +30,7 @@ from qwen3_tts_ov import (
     engine,
 )
 from qwen3_tts_ov.generation import LARGEST_CHUNK
+from qwen3_tts_ov.synthesizer import piece_seconds
 from tests.conftest import every_core
 
 TEXT = "The quick brown fox."
@@ -235,6 +236,19 @@ def test_a_long_text_is_spoken_in_pieces_with_pauses_and_without_clicks(synthesi
             gap = waveform[start - 1 : start + pause]
             assert np.abs(np.diff(gap)).max() <= 0.05 * np.abs(gap[0]) + 1e-6, "it starts where the speech was"
             assert np.abs(gap[-pause // 2 :]).max() < 1e-6, "and is silent after that"
+
+
+@pytest.mark.parametrize("mode", ["custom_voice", "voice_design"])
+def test_a_checkpoint_says_how_long_a_text_it_can_speak(synthesizer, mode, monkeypatch):
+    model = synthesizer(mode).model
+    monkeypatch.setitem(model.generation, "max_new_tokens", 8192)
+    assert piece_seconds(model) == {"custom_voice": 30.0, "voice_design": 655.36}[mode]
+    monkeypatch.setitem(model.generation, "longest_text_seconds", 13)
+    assert piece_seconds(model) == 13.0
+    for wrong in (0, -1, "13", True, float("nan")):
+        monkeypatch.setitem(model.generation, "longest_text_seconds", wrong)
+        with pytest.raises(RequestError, match=f"longest_text_seconds is {wrong!r}, not a number above 0"):
+            synthesizer(mode).speak("A text.", instruct="A voice." if mode == "voice_design" else None)
 
 
 def test_the_frame_limit_of_a_request_covers_all_its_pieces(synthesizer, monkeypatch):
