@@ -1,6 +1,6 @@
 """Tests of a fleet with real parts: S3 on loopback, Ray on three nodes, the stages (`make prove`).
 
-They take a quarter of an hour on two cores and set the environment of Ray and S3, so `make test`, which collects only
+They take half an hour on two cores and set the environment of Ray and S3, so `make test`, which collects only
 test_*.py, does not even import them.
 """
 
