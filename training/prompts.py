@@ -49,7 +49,7 @@ class Prompts:
     """
 
     def __init__(self, cfg: DictConfig, speech: Speech) -> None:
-        self.cfg, self.speech = cfg, speech
+        self.speech = speech
         self.draw = np.random.default_rng(cfg.seed)
         folders = {kind: folder(cfg, kind) for kind in cfg.kinds}
         self.configs = {kind: json.loads((path / "config.json").read_text()) for kind, path in folders.items()}

@@ -1,8 +1,8 @@
 """The whole corpus in the talker's words: the acoustic codes that the code predictor says for the true first codes.
 
 What said.npz holds already stays, so that each of two talkers can say its own voices. Each frame hangs on those before
-it. Instead of one frame after another, all are said at once and said again with what
-was said as their past; what a frame says hardly changes after a few rounds.
+it. Instead of one frame after another, all are said at once and said again with what was said as their past; what a
+frame says hardly changes after a few rounds.
 """
 
 import numpy as np

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model_src.speaker_encoder import SpeakerEncoder
 from training.dataset import Speech
 from training.speech import FRAME
-from training.voices import DESCRIBED, TRAITS, Voice, cast
+from training.voices import TRAITS, cast, voice_of
 
 HEARD = (15, 84)  # frames
 MEAN_MEL, MEL_DEVIATION = -6.0, 2.5  # of log mel features
@@ -44,11 +44,7 @@ class Ears(nn.Module):
         self.encoder, self.speech = encoder, speech
         self.lengths = torch.as_tensor(speech.lengths)
         voices = cast(cfg)
-        plain = Voice()
-        self.traits = torch.tensor(
-            [(plain if voice >= DESCRIBED else voices[int(voice)]).traits() for voice in speech.voices],
-            dtype=torch.float32,
-        )
+        self.traits = torch.tensor([voice_of(int(voice), voices).traits() for voice in speech.voices])
         self.told = nn.Linear(encoder.fc.out_channels, TRAITS)
 
     def forward(self, cloned: Tensor, noisy: bool) -> tuple[Tensor | None, Tensor | None]:
