@@ -22,7 +22,7 @@ from .errors import BundleError, boundary
 from .hub import fetch
 from .manifest import COMPONENTS, MANIFEST, NPU, SAFE_PATH, read_json, read_manifest, release, sizes
 from .model import Model
-from .names import near
+from .names import near, short
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,7 +59,7 @@ class Bundle:
             folder = fetch(hub[1], revision or hub[2], _near(source))
         else:
             raise BundleError(
-                f"{_shown(source)}: there is no such folder{_near(source)}, and it is not a Hub id (owner/name)"
+                f"{short(str(source))}: there is no such folder{_near(source)}, and it is not a Hub id (owner/name)"
             )
         bundle = cls(folder, read_manifest(folder))
         bundle.check(hashes=verify)
@@ -268,8 +268,3 @@ def _near(source: str | os.PathLike[str]) -> str:
         return near(missing.name, (place.name for place in missing.parent.iterdir() if place.is_dir()))
     except (OSError, ValueError, StopIteration):  # a folder that may not be listed, a name that cannot be one
         return ""
-
-
-def _shown(source: str | os.PathLike[str]) -> str:
-    text = str(source)
-    return text if len(text) <= 200 else f"{text[:200]} ..."

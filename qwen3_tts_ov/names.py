@@ -48,3 +48,8 @@ def near(name: str, known: Iterable[str]) -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def short(name: str) -> str:
+    """A name as messages show it: of a very long one its ends, since a path says most in its last part."""
+    return name if len(name) <= 200 else f"{name[:60]} ... {name[-60:]} ({len(name)} characters)"

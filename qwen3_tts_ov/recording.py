@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import AudioError, boundary, first_line
+from .names import short
 
 # A path (of a file or a pipe) or a data URL; a file object or its bytes; or samples with their rate in Hz:
 # `[samples]` or `[samples, channels]`, float in [-1, 1] or integer PCM.
@@ -285,8 +286,3 @@ def _check_length(name: str, duration: float) -> None:
 def _check_longest(name: str, duration: float) -> None:
     if duration > MAXIMUM_SECONDS:
         raise AudioError(f"{name}: it is too long, {duration:.0f} s; cut it to at most {MAXIMUM_SECONDS:.0f} s")
-
-
-def short(name: str) -> str:
-    """A name as messages show it."""
-    return name if len(name) <= 80 else f"{name[:60]}... ({len(name)} characters)"
