@@ -4,6 +4,9 @@ A `Seat` is one request's place: `talker` and `code_predictor` take and give wha
 does, so a `Session` does not know that others speak beside it. No thread of its own: the first request that waits runs
 the pass for all (the others sleep), and whatever came in meanwhile is the next pass.
 
+A speech decoder keeps its state for each request, so it serves one at a time; it takes its turn among the passes,
+because two graphs that run side by side on the same cores wait for each other's threads.
+
 The talker runs through OpenVINO's paged attention: its cache is one pool of blocks, so that prefills and steps of any
 context lengths share a call. Every call has a dummy prefill of two positions. Where all sequences have one new
 position and a context exceeds one block, the CPU plugin's logits depend on the batch in their last bits; beside a
@@ -84,13 +87,16 @@ class _Job:
 
 
 class Seat:
-    """A request's place in the batch: blocks of the cache, and stand-ins for the two infer requests."""
+    """A request's place in the batch: blocks of the cache, and stand-ins for its infer requests.
 
-    def __init__(self, batch: Batch) -> None:
+    `decoder` is its own request of the speech decoder.
+    """
+
+    def __init__(self, batch: Batch, decoder: ov.InferRequest) -> None:
         self.blocks: list[int] = []
         self.past = 0  # positions in the cache
-        self.talker = _StandIn(batch, self, "talker")
-        self.code_predictor = _StandIn(batch, self, "code_predictor")
+        self.decoder = decoder
+        self.requests = {name: _StandIn(batch, self, name) for name in batch.shared}
 
 
 class _StandIn:
@@ -103,7 +109,10 @@ class _StandIn:
         return self._batch.run(self._name, self._seat, inputs)
 
     def reset_state(self) -> None:
-        self._batch.clear(self._seat)
+        if self._name == "speech_decoder":
+            self._seat.decoder.reset_state()
+        else:
+            self._batch.clear(self._seat)
 
 
 class Batch:
@@ -112,6 +121,10 @@ class Batch:
     `slots` requests speak at a time; those that wait are admitted in the order in which they came. `predictors` are the
     code predictor's infer requests by batch size; `positions` is how many fit into the talker's cache.
     """
+
+    # In the order in which they are served. A request that comes back from its speech decoder wants the talker: so it
+    # joins the others' next step instead of costing a pass of its own.
+    shared = ("code_predictor", "speech_decoder", "talker")
 
     def __init__(
         self,
@@ -128,7 +141,7 @@ class Batch:
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._admitted = 0
-        self._pending: dict[str, list[_Job]] = {"code_predictor": [], "talker": []}
+        self._pending: dict[str, list[_Job]] = {name: [] for name in self.shared}
         self._between: set[Seat] = set()  # were answered a moment ago, and will ask again
         self._running = False
 
@@ -217,11 +230,7 @@ class Batch:
         return self._running or not self._between
 
     def _pass(self) -> None:
-        """Runs the next pass, without the lock.
-
-        Code predictors go first: a request that comes back from its speech decoder wants the talker, and so joins the
-        others' next step instead of costing a pass of its own.
-        """
+        """Runs the next pass, without the lock."""
         name = next(name for name, jobs in self._pending.items() if jobs)
         jobs = self._choose(name)
         for job in jobs:
@@ -246,6 +255,8 @@ class Batch:
         if name == "code_predictor":
             alike = [job for job in others if all(np.array_equal(job.inputs[k], first.inputs[k]) for k in _SHARED)]
             return (chosen + alike)[: max(self._predictors)]
+        if name == "speech_decoder":
+            return chosen
         total = len(first.inputs["position_ids"][0])
         for job in others:
             total += (more := len(job.inputs["position_ids"][0]))
@@ -268,6 +279,8 @@ class Batch:
     def _infer_together(self, name: str, jobs: Sequence[_Job]) -> list[Arrays]:
         if name == "talker":
             return self._talker([(job.seat, job.inputs["inputs_embeds"][0]) for job in jobs])
+        if name == "speech_decoder":
+            return [self._infer(name, job.seat.decoder, job.inputs) for job in jobs]
         size = next(size for size in self._predictors if size >= len(jobs))
         rows = [job.inputs for job in jobs] + [jobs[0].inputs] * (size - len(jobs))
         inputs = {

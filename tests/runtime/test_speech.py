@@ -14,6 +14,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import psutil
 import pytest
 import soundfile
@@ -413,6 +414,16 @@ def test_devices_and_properties_by_component_override_the_recommendation(synthes
         if name in ("code_predictor", "speech_decoder") and "INFERENCE_PRECISION_HINT" in recommended:
             chosen = compiled[name].get_property("INFERENCE_PRECISION_HINT")
             assert chosen.to_string() == recommended["INFERENCE_PRECISION_HINT"]
+
+
+def test_a_processor_with_slow_bf16_decodes_in_f32_unless_told_otherwise(synthesizer, model_cache, monkeypatch):
+    model = synthesizer("custom_voice").model
+    monkeypatch.setattr(engine, "slow_bf16", lambda: True)
+    chosen = []
+    for properties in (None, {"speech_decoder": {"INFERENCE_PRECISION_HINT": "bf16"}}):
+        loaded = Synthesizer(model, properties=properties, cache_dir=model_cache)
+        chosen.append(loaded.engine.property("speech_decoder", "INFERENCE_PRECISION_HINT").to_string())
+    assert chosen == ["f32", "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"]
 
 
 def test_speaking_loads_neither_torch_nor_transformers_nor_the_command_line(artifact, model_cache):
