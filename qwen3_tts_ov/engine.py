@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
@@ -35,6 +36,8 @@ _TABLES = ("text_embedding", "codec_embedding", "residual_code_embedding")
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 _POSITIONS = 2048  # of the talker's cache for each slot: a piece of half a minute with its prompt, and room to spare
 _MEMORY_SHARE = 0.5  # of the memory available, that the cache may take
+
+_starting = threading.Lock()
 
 MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Path]], Session]"
 
@@ -331,9 +334,12 @@ def _base(device: str) -> str:
 
 
 def _core() -> ov.Core:
-    with boundary(DeviceError, "OpenVINO does not start", reason, "install it again"), some_home():
+    with boundary(DeviceError, "OpenVINO does not start", reason, "install it again"), some_home(), _starting:
         import openvino as ov
 
+        # OpenVINO's binding looks numpy up when an array is first used. Two threads that do so at once wait for each
+        # other for ever: one has the interpreter's lock, the other the binding's.
+        assert ov.Tensor(np.zeros(1, np.float32)).data.size
         return ov.Core()
 
 

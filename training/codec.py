@@ -6,6 +6,7 @@ acoustic codebooks. Afterwards the codes of the whole corpus are written for the
 """
 
 import math
+import random
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from model_src.speech_decoder import SpeechDecoder
 from model_src.speech_encoder import SpeechEncoder
 from training import dataset
 from training.dataset import PhonePairs, Speech
-from training.loop import Loop, descend
+from training.loop import Loop, adam, descend
 from training.losses import Spectra
-from training.networks import codec, decode, random_crop
+from training.networks import LEAD, codec, decode, random_crop, random_lead
 from training.quantizer import ResidualQuantizer
 from training.speech import FRAME, PHONES
 from training.step import corpus, on_device, step, work
@@ -42,10 +43,7 @@ def main(cfg: DictConfig) -> None:
     prepare(encoder, decoder, speech, settings.frames)
     both = torch.nn.ModuleList([encoder, decoder])
     train(cfg, both, quantizer, spectra, speech)
-    with torch.no_grad():
-        for network in (encoder, decoder):
-            network.acoustic.tables.zero_()
-            network.acoustic.tables[: settings.groups, : settings.rows] = quantizer.rows
+    write_tables(both, quantizer)
     save_file({k: v.contiguous() for k, v in both.state_dict().items()}, work(cfg) / "codec.safetensors")
     write_codes(cfg, encoder, quantizer, speech)
 
@@ -58,8 +56,17 @@ def load_codec(cfg: DictConfig) -> tuple[SpeechEncoder, SpeechDecoder, ResidualQ
     quantizer = ResidualQuantizer(
         cfg.codec.groups, cfg.codec.rows, encoder.config.codebook_dim, cfg.talker.predicted
     ).to(cfg.device)
-    quantizer.rows = encoder.acoustic.tables[: cfg.codec.groups, : cfg.codec.rows].detach().clone()
+    quantizer.take(encoder.acoustic.tables[: cfg.codec.groups, : cfg.codec.rows].detach())
     return encoder, decoder, quantizer
+
+
+@torch.no_grad()
+def write_tables(both: torch.nn.ModuleList, quantizer: ResidualQuantizer) -> None:
+    """Gives encoder and decoder the quantizer's rows."""
+    groups, rows, _ = quantizer.rows.shape
+    for network in both:
+        network.acoustic.tables.zero_()
+        network.acoustic.tables[:groups, :rows] = quantizer.rows
 
 
 def phone_rows(pairs: PhonePairs, size: int) -> Tensor:
@@ -89,9 +96,9 @@ def train(
     settings = cfg.codec
     encoder, decoder = both
     trained = [p for p in both.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, settings.rate, (0.8, 0.99), weight_decay=1e-3)
+    optimizer = adam(trained, settings.rate)
     loop = Loop("codec", work(cfg), settings.steps, settings.minutes, [both, quantizer], [optimizer], 0.998)
-    heard = torch.tensor(list(settings.heard))
+    heard, draw = torch.tensor(list(settings.heard)), random.Random(cfg.seed)
     for part in loop:
         loop.rate(min(1, (loop.step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * part)))
         frames = speech.crops(settings.batch, settings.frames)
@@ -108,7 +115,8 @@ def train(
             acoustics, commitment = quantizer(latents, drawn)
         else:
             acoustics, commitment = latents, 1e-3 * latents.square().mean()
-        crop, lead = random_crop(settings.frames, settings.crop)
+        lead = random_lead(draw)
+        crop = random_crop(settings.frames, settings.crop, lead)
         with autocast(cfg):
             made = decode(decoder, torch.where(mistaken, understood, first), acoustics, crop)
         made, wanted = compared(made.float(), audio, crop, lead)
@@ -133,9 +141,10 @@ def listen(cfg: DictConfig, encoder: SpeechEncoder, audio: Tensor) -> tuple[Tens
     return latents, meant @ rows.T - rows.square().sum(-1) / 2
 
 
-def compared(made: Tensor, audio: Tensor, crop: slice, lead: int) -> tuple[Tensor, Tensor]:
-    """The samples to compare: of the crop without the frames that lead in."""
-    return made[:, lead * FRAME :], audio[:, (crop.start + lead) * FRAME : crop.stop * FRAME]
+def compared(made: Tensor, audio: Tensor, crop: Tensor, lead: int) -> tuple[Tensor, Tensor]:
+    """The samples to compare: of the frames `crop` without those that lead in."""
+    wanted = audio.unflatten(1, (-1, FRAME)).index_select(1, crop[lead:])
+    return made[:, lead * FRAME :], wanted.flatten(1)
 
 
 @torch.no_grad()
@@ -183,10 +192,10 @@ def warm(cfg: DictConfig, encoder: SpeechEncoder, decoder: SpeechDecoder, spectr
         return
     torch.backends.cudnn.benchmark = True
     settings = cfg.codec
-    for start, lead in ((0, 0), (5, 2)):
+    for start, lead in ((0, 0), (5, LEAD)):
         audio = torch.randn(settings.batch, settings.frames * FRAME) * 0.1
         first = torch.zeros(settings.batch, settings.frames, dtype=torch.long)
-        crop = slice(start, start + settings.crop)
+        crop = start + torch.arange(settings.crop)
         with autocast(cfg):
             latents = encoder.acoustic.input_proj(encoder.features(audio)).transpose(1, 2).float()
             made = decode(decoder, first, latents, crop).float()
@@ -197,7 +206,8 @@ def warm(cfg: DictConfig, encoder: SpeechEncoder, decoder: SpeechDecoder, spectr
 
 
 def autocast(cfg: DictConfig) -> torch.autocast:
-    return torch.autocast(cfg.device, dtype=torch.bfloat16, enabled=cfg.device == "cuda")
+    on_gpu = cfg.device == "cuda"  # a recorded step (loop.py) must not find weights that were cast before
+    return torch.autocast(cfg.device, dtype=torch.bfloat16, enabled=on_gpu, cache_enabled=False)
 
 
 if __name__ == "__main__":

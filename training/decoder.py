@@ -1,11 +1,14 @@
 """The codec once more, against discriminators: spectra alone leave speech muffled.
 
-The codebooks stay, so that codes keep their meaning. The decoder learns from what the encoder hears and, when the
-talker's codes are there (respeak.py), from those as well: what a talker says is smoother than what an encoder hears,
-and a decoder that knows both speaks clearly from both. The encoder learns which codes the decoder speaks best.
+The codebooks stay, so that codes keep their meaning, unless `decoder.codebooks` lets them follow voices that they do
+not know. The decoder learns from what the encoder hears and, when the talker's codes are there (respeak.py), from those
+as well: what a talker says is smoother than what an encoder hears, and a decoder that knows both speaks clearly from
+both. The encoder learns which codes the decoder speaks best.
 """
 
 import math
+import random
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,11 +20,11 @@ from torch import Tensor, nn
 
 from model_src.speech_encoder import SpeechEncoder
 from training import dataset
-from training.codec import autocast, compared, listen, load_codec
+from training.codec import autocast, compared, listen, load_codec, write_tables
 from training.dataset import Speech
-from training.loop import Loop, descend
+from training.loop import Loop, Recorded, adam, descend
 from training.losses import JUDGED, Discriminators, Spectra
-from training.networks import decode, random_crop
+from training.networks import LEAD, decode, random_crop, random_lead
 from training.quantizer import ResidualQuantizer
 from training.step import corpus, on_device, step, work
 
@@ -34,17 +37,19 @@ class Codes:
     """What is decoded: what the encoder hears and, once written, what the talker says."""
 
     def __init__(self, cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, first: Tensor) -> None:
-        self.cfg, self.encoder, self.quantizer, self.first = cfg, encoder, quantizer.eval(), first
+        self.cfg, self.encoder, self.quantizer, self.first = cfg, encoder, quantizer, first
         self.heard = torch.tensor(list(cfg.decoder.heard))
         self.said_path = work(cfg) / "said.npz"
         self.said: Tensor | None = None
 
-    def look(self) -> None:
-        """Takes up the talker's codes if they have been written meanwhile."""
-        if self.said is None and self.said_path.exists():
-            with np.load(self.said_path) as stored:
-                self.said = torch.as_tensor(stored["codes"], device=self.cfg.device)
-            print("decoder: hears the talker's codes from here on", flush=True)
+    def look(self) -> bool:
+        """Takes up the talker's codes if they have been written meanwhile; whether they have."""
+        if self.said is not None or not self.said_path.exists():
+            return False
+        with np.load(self.said_path) as stored:
+            self.said = torch.as_tensor(stored["codes"], device=self.cfg.device)
+        print("decoder: hears the talker's codes from here on", flush=True)
+        return True
 
     def draw(self, frames: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of frames [batch, frames] and their samples: first codes [batch, frames], summed acoustic rows
@@ -70,60 +75,85 @@ def main(cfg: DictConfig) -> None:
         torch.backends.cudnn.benchmark = True
     encoder, decoder, quantizer = load_codec(cfg)
     encoder.requires_grad_(cfg.decoder.encoder)
+    quantizer.train(cfg.decoder.codebooks)
     for network in (encoder, decoder):
         network.semantic.tables.requires_grad_(False)
         network.acoustic.tables.requires_grad_(False)
     speech = dataset.load(cfg, corpus(cfg)["train"])
-    train(cfg, nn.ModuleList([encoder, decoder]), Codes(cfg, encoder, quantizer, speech.first), speech)
+    train(Refinement(cfg, nn.ModuleList([encoder, decoder]), Codes(cfg, encoder, quantizer, speech.first), speech))
 
 
-def train(cfg: DictConfig, both: nn.ModuleList, codes: Codes, speech: Speech) -> None:
-    settings = cfg.decoder
-    discriminators, spectra = Discriminators(), Spectra()
-    trained = [p for p in both.parameters() if p.requires_grad]
-    theirs = list(discriminators.parameters())
-    ours, rival = (
-        torch.optim.AdamW(parameters, settings.rate, (0.8, 0.99), weight_decay=1e-3) for parameters in (trained, theirs)
-    )
-    loop = Loop("decoder", work(cfg), settings.steps, settings.minutes, [both, discriminators], [ours, rival], 0.996)
-    for part in loop:
-        loop.rate(min(1, (loop.step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * part)))
-        if loop.step % 20 == 0:
-            codes.look()
-        frames = speech.crops(settings.batch, settings.frames)
-        audio = speech.audio(frames)
-        first, acoustics, heard = codes.draw(frames, audio)
-        crop, lead = random_crop(settings.frames, settings.crop)
-        with autocast(cfg):
-            made = decode(both[1], first, acoustics, crop)
+class Refinement:
+    """One step of codec and discriminators."""
+
+    def __init__(self, cfg: DictConfig, both: nn.ModuleList, codes: Codes, speech: Speech) -> None:
+        self.cfg, self.both, self.codes, self.speech = cfg, both, codes, speech
+        self.discriminators, self.spectra = Discriminators(), Spectra()
+        trained = [parameter for parameter in both.parameters() if parameter.requires_grad]
+        rate = cfg.decoder.rate
+        self.ours = adam(trained, rate)
+        self.rival = adam(list(self.discriminators.parameters()), rate)
+        self.weight = torch.zeros(())  # of what the discriminators say
+
+    def __call__(self, lead: int) -> dict[str, Tensor]:
+        settings, discriminators = self.cfg.decoder, self.discriminators
+        frames = self.speech.crops(settings.batch, settings.frames)
+        audio = self.speech.audio(frames)
+        first, acoustics, heard = self.codes.draw(frames, audio)
+        crop = random_crop(settings.frames, settings.crop, lead)
+        with autocast(self.cfg):
+            made = decode(self.both[1], first, acoustics, crop)
         made, wanted = compared(made.float(), audio, crop, lead)
-        begin = int(torch.randint(made.shape[-1] - JUDGED + 1, ()).item())
-        short, real = made[:, begin : begin + JUDGED], wanted[:, begin : begin + JUDGED]
-        with autocast(cfg):
+        judged = torch.randint(made.shape[-1] - JUDGED + 1, ()) + torch.arange(JUDGED)
+        short, real = made.index_select(1, judged), wanted.index_select(1, judged)
+        with autocast(self.cfg):
             told_apart = discriminators.told_apart(short.detach(), real)
-        descend(rival, told_apart, 50.0)
+        descend(self.rival, told_apart, 50.0)
         discriminators.requires_grad_(False)
-        with autocast(cfg):
+        with autocast(self.cfg):
             adversarial, features = discriminators.fooled(short, real)
         discriminators.requires_grad_(True)
-        distance = spectra(made, wanted)
-        loss = 5 * distance + heard + min(1, loop.step / ADVERSARIAL_FROM) * (0.25 * adversarial + features)
-        descend(ours, loss, 20.0)
-        loop.log(distance=distance, heard=heard, told_apart=told_apart, adversarial=adversarial, features=features)
-        if loop.step % 20 == 0:
-            loop.log(mel=(spectra.log_mel(made) - spectra.log_mel(wanted)).abs().mean())
-        if loop.step % 200 == 0:
+        distance = self.spectra(made, wanted)
+        descend(self.ours, 5 * distance + heard + self.weight * (adversarial + features), 20.0)
+        with torch.no_grad():
+            mel = (self.spectra.log_mel(made) - self.spectra.log_mel(wanted)).abs().mean()
+        return {
+            "distance": distance,
+            "heard": heard,
+            "told_apart": told_apart,
+            "adversarial": adversarial,
+            "features": features,
+            "mel": mel,
+        }
+
+
+def train(task: Refinement) -> None:
+    cfg, draw = task.cfg, random.Random(task.cfg.seed)
+    modules = [task.both, task.discriminators, task.codes.quantizer]
+    settings = cfg.decoder
+    loop = Loop("decoder", work(cfg), settings.steps, settings.minutes, modules, [task.ours, task.rival], 0.998)
+    task.codes.look()
+    steps = {lead: Recorded(partial(task, lead), cfg.device) for lead in (0, LEAD)}
+    for part in loop:
+        loop.rate(min(1, (loop.step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * part)))
+        task.weight.fill_(min(1, loop.step / ADVERSARIAL_FROM))
+        if loop.step % 200 == 199:
             with loop.averaged():
-                write(cfg, both)
-    write(cfg, both)
+                write(task)
+            if task.codes.look():
+                steps = {lead: Recorded(partial(task, lead), cfg.device) for lead in (0, LEAD)}
+        loop.log(**steps[random_lead(draw)]())
+    write(task)
 
 
-def write(cfg: DictConfig, both: nn.ModuleList) -> None:
+def write(task: Refinement) -> None:
     """Writes refined.safetensors, which load_codec prefers to what the codec step made."""
-    path = work(cfg) / "refined.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in both.state_dict().items()}, partial)
-    partial.rename(path)
+    if task.cfg.decoder.codebooks:
+        write_tables(task.both, task.codes.quantizer)
+    path = work(task.cfg) / "refined.safetensors"
+    partly = path.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in task.both.state_dict().items()}, partly)
+    partly.rename(path)
 
 
 if __name__ == "__main__":

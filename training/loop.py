@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,49 @@ from rich import print
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from training.step import TrainingError
+
 LOG_SECONDS, SAVE_SECONDS = 20, 120
+WARMUPS = 3  # steps before one is recorded
+
+
+def adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.AdamW:
+    """An optimizer whose rate and state are tensors beside the parameters, so that its steps can be recorded."""
+    on_gpu = parameters[0].device.type == "cuda"
+    return torch.optim.AdamW(parameters, torch.tensor(rate), (0.8, 0.99), weight_decay=1e-3, capturable=on_gpu)
+
+
+class Recorded:
+    """A step of training whose shapes never change: on a GPU recorded as a CUDA graph, and from then on replayed.
+
+    The step gives figures by name. One of small networks launches thousands of kernels, and launching them from Python
+    takes several times as long as running them. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
+
+    def __init__(self, step: Callable[[], dict[str, Tensor]], device: str) -> None:
+        self.step, self.device = step, device
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.figures: dict[str, Tensor] = {}
+
+    def __call__(self) -> dict[str, Tensor]:
+        if self.device != "cuda":
+            return self.step()
+        if self.graph is None:
+            self._record()
+        assert self.graph is not None
+        self.graph.replay()
+        return {name: figure.detach().clone() for name, figure in self.figures.items()}
+
+    def _record(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are chosen and optimizers get their state
+            for _ in range(WARMUPS):
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.figures = self.step()
 
 
 def descend(optimizer: Optimizer, loss: Tensor, largest: float) -> None:
@@ -47,7 +89,7 @@ class Loop:
         self.parameters = [p for p in modules[0].parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.decay = decay
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self.rates = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
         self.step, self.seconds = 0, 0.0
         self._sums: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -78,7 +120,10 @@ class Loop:
         """Sets each learning rate to its own one times `factor`."""
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate * factor)
+                else:
+                    group["lr"] = rate * factor
 
     def log(self, **figures: Tensor) -> None:
         for name, figure in figures.items():
@@ -133,6 +178,9 @@ class Loop:
         for module, weights in zip(self.modules, state["modules"], strict=True):
             module.load_state_dict(weights)
         for optimizer, moments in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(moments)
+            try:
+                optimizer.load_state_dict(moments)
+            except ValueError as error:
+                raise TrainingError(f"{self.state} is of a run that trained other parameters; delete it") from error
         self.average = state["average"]
         print(f"{self.name}: goes on at step {self.step}")

@@ -56,7 +56,7 @@ class Spectra(nn.Module):
 class PeriodDiscriminator(nn.Module):
     """Sees every `period`-th sample side by side."""
 
-    def __init__(self, period: int, channels: tuple[int, ...] = (1, 16, 32, 64, 128)) -> None:
+    def __init__(self, period: int, channels: tuple[int, ...] = (1, 32, 64, 128, 256)) -> None:
         super().__init__()
         self.period = period
         self.layers = nn.ModuleList(
@@ -73,7 +73,7 @@ class PeriodDiscriminator(nn.Module):
 class SpectrumDiscriminator(nn.Module):
     """Sees the complex spectrum."""
 
-    def __init__(self, size: int, channels: int = 16) -> None:
+    def __init__(self, size: int, channels: int = 32) -> None:
         super().__init__()
         self.size = size
         self.register_buffer("window", torch.hann_window(size))
@@ -111,13 +111,16 @@ class Discriminators(nn.ModuleList):
         return loss
 
     def fooled(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's losses: how far it is from fooling them, and how far their features lie apart."""
+        """The decoder's losses: how far it is from fooling them, and how far their features lie apart, as a share."""
         adversarial, features = made.new_zeros(()), made.new_zeros(())
         for discriminator in self:
             *found, verdict = discriminator(made)
             with torch.no_grad():
                 *wanted, _ = discriminator(real)
             adversarial = adversarial + (verdict.float() - 1).square().mean()
-            apart = sum((a.float() - b.float()).abs().mean() for a, b in zip(found, wanted, strict=True))
+            apart = sum(
+                (a.float() - b.float()).abs().mean() / (b.float().abs().mean() + 1e-5)
+                for a, b in zip(found, wanted, strict=True)
+            )
             features = features + apart / len(found)
         return adversarial, features

@@ -4,6 +4,7 @@ With PyTorch's own initial weights the encoder's latents have a variance of 1e-4
 """
 
 import math
+import random
 from collections.abc import Callable
 from functools import cache
 
@@ -18,6 +19,7 @@ from model_src.speech_encoder import SpeechEncoder
 from training.checkpoint import configuration
 
 LAYER_SCALE = 0.2
+LEAD = 2  # frames
 
 
 def codec(cfg: DictConfig) -> tuple[SpeechEncoder, SpeechDecoder]:
@@ -67,20 +69,23 @@ def initialise(module: nn.Module) -> None:
             nn.init.ones_(parameter)
 
 
-def decode(decoder: SpeechDecoder, first: Tensor, acoustics: Tensor, crop: slice) -> Tensor:
-    """First codes [batch, frames] and summed acoustic rows [batch, frames, size] to samples of `crop`'s frames.
+def decode(decoder: SpeechDecoder, first: Tensor, acoustics: Tensor, crop: Tensor) -> Tensor:
+    """First codes [batch, frames] and summed acoustic rows [batch, frames, size] to samples of the frames `crop`.
 
     The transformer hears all frames; only the crop's are made audible. [batch, samples], not clamped.
     """
     rows = F.embedding(first, decoder.semantic.tables[0]).transpose(1, 2)
     x = decoder.semantic.output_proj(rows) + decoder.acoustic.output_proj(acoustics.transpose(1, 2))
     latents = decoder.latents(x, History())
-    return decoder.waveform(latents[..., crop], History())[:, 0]
+    return decoder.waveform(latents.index_select(-1, crop), History())[:, 0]
 
 
-def random_crop(frames: int, length: int) -> tuple[slice, int]:
-    """Frames to decode of `frames`, and how many of them only lead in: none where the utterance begins."""
-    start = int(torch.randint(frames - length - 1, ()).item())
-    if torch.rand(()).item() < 0.15:
-        start = 0
-    return slice(start, start + length), 0 if start == 0 else 2
+def random_lead(draw: random.Random) -> int:
+    """How many frames of the next crop only lead in: none, now and then, where what is heard begins."""
+    return 0 if draw.random() < 0.15 else LEAD
+
+
+def random_crop(frames: int, length: int, lead: int) -> Tensor:
+    """The frames [length] to decode of `frames`, anywhere, but from the first on where nothing leads in."""
+    start = torch.randint(1, frames - length + 1, ()) if lead else torch.zeros((), dtype=torch.long)
+    return start + torch.arange(length)

@@ -67,6 +67,14 @@ class ResidualQuantizer(nn.Module):
         return through.view_as(x), commitment / len(self.rows)
 
     @torch.no_grad()
+    def take(self, rows: Tensor) -> None:
+        """Goes on from trained rows [groups, rows, size]."""
+        self.rows.copy_(rows)
+        self.sums.copy_(rows)
+        self.counts.fill_(1.0)
+        self.started.fill_(True)
+
+    @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Rows by k-means of vectors [count, size], group after group."""
         for group in range(len(self.rows)):
@@ -97,7 +105,8 @@ class ResidualQuantizer(nn.Module):
 
     def _gather(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.rows.shape[1]
-        return x.new_zeros(rows, x.shape[1]).index_add_(0, code, x), torch.bincount(code, minlength=rows).float()
+        counts = x.new_zeros(rows).index_add_(0, code, torch.ones_like(x[:, 0]))
+        return x.new_zeros(rows, x.shape[1]).index_add_(0, code, x), counts
 
     def _pin(self) -> None:
         self.rows[self.free :, 0] = 0

@@ -57,6 +57,7 @@ class Language(nn.Module):
         talker = config.talker_config
         predictor = talker.code_predictor_config
         self.config, self.predicted = talker, cfg.talker.predicted
+        self.named = [voice.id for voice in cfg.speech.voices.values()] if "custom_voice" in cfg.kinds else []
         self.text = TextEmbedding(talker)
         self.talker = Talker(talker)
         self.predictor = CodePredictor(talker)
@@ -126,7 +127,7 @@ class Language(nn.Module):
         """The networks of `model_src` with their tables written out, by their names there."""
         rows, heads = self.first_rows()
         unused = torch.ones(len(rows), 1, dtype=torch.bool)
-        unused[[*range(CODES + CONTROLS), *(self.config.spk_id or {}).values()]] = False
+        unused[[*range(CODES + CONTROLS), *self.named]] = False
         embedding = Embedding(*rows.shape)
         embedding.weight.copy_(rows.masked_fill(unused, 0))
         talker = deepcopy(self.talker)
