@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Cancelled, DeviceError, RequestError
+from .prefixes import Prefixes, digests
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -309,6 +310,7 @@ class _PagedTalker:
             pool = np.zeros([self.blocks.count, *sizes], port.element_type.to_dtype())
             self._pools.append(pool)
             request.set_tensor(name, ov.Tensor(pool, shared_memory=True))
+        self.prefixes = Prefixes(self._pools)
         self._dummy_blocks = self.blocks.take(1)
         self.blocks.count -= 1
         self.blocks.unreserved -= 1
@@ -321,9 +323,11 @@ class _PagedTalker:
         for seat, new in items:
             missing = self.blocks.needed(seat.past + len(new)) - len(seat.blocks)
             seat.blocks += self.blocks.take(max(0, missing))
+        prompts = {seat: digests(new) for seat, new in items if not seat.past and len(new) > 1}
+        filled = {seat: self.prefixes.fill(seat.blocks, prompt) for seat, prompt in prompts.items()}
         dummy = np.zeros((2, items[0][1].shape[1]), np.float32)
-        pasts = [*(seat.past for seat, _ in items), 0]
-        news = [*(new for _, new in items), dummy]
+        pasts = [*(filled.get(seat, seat.past) for seat, _ in items), 0]
+        news = [*(new[filled.get(seat, 0) :] for seat, new in items), dummy]
         tables = [*(seat.blocks for seat, _ in items), self._dummy_blocks]
         ends = [past + len(new) for past, new in zip(pasts, news, strict=True)]
         inputs = {
@@ -339,4 +343,6 @@ class _PagedTalker:
         last = inputs["subsequence_begins"][1:-1] - 1
         for (seat, _), end in zip(items, ends, strict=False):
             seat.past = end
+        for seat, prompt in prompts.items():
+            self.prefixes.learn(seat.blocks, prompt)
         return [{key: found[key][at][None].copy() for key in ("logits", "hidden")} for at in last]
