@@ -275,13 +275,24 @@ def bundle_of(artifact: Callable[..., Path]) -> Callable[..., Path]:
     return get
 
 
+@pytest.fixture(scope="session")
+def official_of(artifact: Callable[..., Path], tmp_path_factory) -> Callable[[str], Official]:
+    """`official_of("tiny-base")`, loaded once: pytest drops a fixture with parameters when the next one comes."""
+
+    @cache
+    def get(variant: str) -> Official:
+        scratch = tmp_path_factory.mktemp(variant)
+        if LIVE:
+            return Official.load(LIVE / variant / "checkpoint", LIVE / variant / "golden.npz", scratch)
+        return Official.load(artifact("download", variant), GOLDEN / f"{variant}.npz", scratch)
+
+    return get
+
+
 @pytest.fixture(scope="session", params=VARIANTS)
-def official(request: pytest.FixtureRequest, artifact: Callable[..., Path], tmp_path_factory) -> Official:
+def official(request: pytest.FixtureRequest, official_of: Callable[[str], Official]) -> Official:
     """Each variant's checkpoint, with the official package's results for it."""
-    scratch = tmp_path_factory.mktemp(request.param)
-    if LIVE:
-        return Official.load(LIVE / request.param / "checkpoint", LIVE / request.param / "golden.npz", scratch)
-    return Official.load(artifact("download", request.param), GOLDEN / f"{request.param}.npz", scratch)
+    return official_of(request.param)
 
 
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()

@@ -64,7 +64,7 @@ def with_graph(content: bytes) -> Callable[[Desk], str]:
         broken = desk.folder / "talker.xml"
         broken.write_bytes(content)
         shutil.copy(model.graphs["talker"].with_suffix(".bin"), desk.folder / "talker.bin")
-        Synthesizer(Model(**{**vars(model), "graphs": {**model.graphs, "talker": broken}}), cache_dir=False)
+        Synthesizer(Model(**{**vars(model), "graphs": {**model.graphs, "talker": broken}}))
         return "compiled"
 
     return do
@@ -74,7 +74,7 @@ def without_weights(desk: Desk) -> str:
     model = desk.synthesizer("custom-voice").model
     shutil.copy(model.graphs["talker"], desk.folder / "talker.xml")
     lacking = {**model.graphs, "talker": desk.folder / "talker.xml"}
-    Synthesizer(Model(**{**vars(model), "graphs": lacking}), cache_dir=False)
+    Synthesizer(Model(**{**vars(model), "graphs": lacking}))
     return "compiled"
 
 
@@ -92,7 +92,7 @@ def prompt(write: Callable[[Path], object]) -> Callable[[Desk], str]:
 
 def placed(**how: object) -> Callable[[Desk], str]:
     def do(desk: Desk) -> str:
-        Synthesizer(Bundle.load(desk.bundle("custom-voice"), verify=False), cache_dir=False, **how)  # type: ignore[arg-type]
+        Synthesizer(Bundle.load(desk.bundle("custom-voice"), verify=False), **how)  # type: ignore[arg-type]
         return "compiled"
 
     return do

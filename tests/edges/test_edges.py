@@ -25,30 +25,25 @@ def rows() -> Iterator[list[tuple[str, str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def synthesizer(artifact: Callable[..., Path], cache: Path) -> Callable[[str], Synthesizer]:
+def synthesizer(artifact: Callable[..., Path], model_cache: Path) -> Callable[[str], Synthesizer]:
     """`synthesizer("base")`: compiled once for all cases."""
     made: dict[str, Synthesizer] = {}
 
     def get(kind: str) -> Synthesizer:
         if kind not in made:
-            made[kind] = Synthesizer(Bundle.load(artifact("bundle", f"tiny-{kind}")), cache_dir=cache)
+            made[kind] = Synthesizer(Bundle.load(artifact("bundle", f"tiny-{kind}")), cache_dir=model_cache)
         return made[kind]
 
     return get
 
 
 @pytest.fixture
-def desk(artifact, synthesizer, cache, tmp_path, monkeypatch) -> Desk:
+def desk(artifact, synthesizer, user_cache, tmp_path, monkeypatch) -> Desk:
     def bundle(kind: str) -> Path:
         return artifact("bundle", f"tiny-{kind}")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(user_cache))
     names = {kind: str(bundle(kind)) for kind in ("base", "custom-voice")}
     return Desk(tmp_path, bundle, synthesizer, names)
 

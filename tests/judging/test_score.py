@@ -15,7 +15,7 @@ from pipeline import score
 from pipeline.judging import scorers
 from pipeline.judging.scorers import INSTALL, RATE, SCORERS, Material, RoundTrip, Spoken, normalised
 from pipeline.stage import PipelineError, configuration
-from qwen3_tts_ov import audio
+from qwen3_tts_ov import Bundle, Synthesizer, audio
 from tests.conftest import run_stage
 
 DATA = Path(__file__).parents[1] / "data"
@@ -235,8 +235,14 @@ Cell = Callable[..., DictConfig]
 
 
 @pytest.fixture
-def cell(artifact, tmp_path: Path) -> Cell:
+def cell(artifact, model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
     """The configuration of a tiny bundle whose checkpoint report states the given `source`."""
+
+    def from_cache(bundle: Bundle, device: str, **_: object) -> Synthesizer:
+        """As the stage makes it, which compiles anew on every run and takes seconds."""
+        return Synthesizer(bundle, device, cache_dir=model_cache)
+
+    monkeypatch.setattr(score, "Synthesizer", from_cache)
 
     def get(variant: str = "tiny-base", source: str = "local", **said: object) -> DictConfig:
         built, made = artifact("bundle", variant, "int8"), tmp_path / variant

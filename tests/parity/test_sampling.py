@@ -8,7 +8,8 @@ from model_src.sampling import draw
 from qwen3_tts_ov.sampling import Sampling, TalkerSampler, exponential
 from tests.official import CUSTOM_VOICE, Official, assert_drawn_from, softmax
 
-pytestmark = pytest.mark.parametrize("official", CUSTOM_VOICE, indirect=True)
+# One is enough: the golden logits are random, and the same for every checkpoint with this vocabulary.
+pytestmark = pytest.mark.parametrize("official", CUSTOM_VOICE[-1:], indirect=True)
 DRAWS = 20_000
 
 

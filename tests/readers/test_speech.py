@@ -30,11 +30,11 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def synthesizer(artifact) -> Callable[[str, str], Synthesizer]:
+def synthesizer(artifact, model_cache) -> Callable[[str, str], Synthesizer]:
     @cache
     def get(variant: str, precision: str) -> Synthesizer:
         bundle = Bundle.load(artifact("bundle", variant, precision))
-        return Synthesizer(bundle, properties={"default": EXACT}, cache_dir=False)
+        return Synthesizer(bundle, properties={"default": EXACT}, cache_dir=model_cache)
 
     return get
 

@@ -71,18 +71,13 @@ class Failing:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
 def base(artifact: Callable[..., Path]) -> Bundle:
     return Bundle.load(artifact("bundle", "tiny-base"))
 
 
 @pytest.fixture(scope="module")
-def loaded(base: Bundle, cache: Path) -> Synthesizer:
-    made = Synthesizer(base, cache_dir=cache)
+def loaded(base: Bundle, model_cache: Path) -> Synthesizer:
+    made = Synthesizer(base, cache_dir=model_cache)
     made.voice_prompt((SAMPLES, 24_000), "What I say here.")  # the encoders are compiled
     return made
 

@@ -23,8 +23,8 @@ PAGES = ("https://lite.koboldai.net", "http://localhost:5001")
 
 
 @pytest.fixture(scope="module")
-def synthesizer(artifact: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Synthesizer:
-    return Synthesizer(Bundle.load(artifact("bundle")), cache_dir=tmp_path_factory.mktemp("models"))
+def synthesizer(artifact: Callable[..., Path], model_cache: Path) -> Synthesizer:
+    return Synthesizer(Bundle.load(artifact("bundle")), cache_dir=model_cache)
 
 
 @pytest.fixture

@@ -68,17 +68,17 @@ def data_url(content: bytes) -> str:
     return f"data:audio/flac;base64,{base64.b64encode(content).decode()}"
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.prove)])
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.prove)])
 def test_memory_for_two_of_three_bundles_answers_every_request_by_the_right_one(
     serving, bundles, anna, model_cache, times
 ):
     expected = {}
-    for kind, seed in product(KINDS, range(2)):
+    for kind in KINDS:
+        synthesizer = Synthesizer(bundles[kind], cache_dir=model_cache)
         voice = {"tiny-custom-voice": "ryan", "tiny-base": anna}.get(kind)
-        spoken = Synthesizer(bundles[kind], cache_dir=model_cache).speak(
-            "Hi.", voice, NEEDS[kind].get("instructions"), seed=seed, max_frames=3
-        )
-        expected[kind, seed] = pcm16(spoken.waveform)
+        for seed in range(2):
+            spoken = synthesizer.speak("Hi.", voice, NEEDS[kind].get("instructions"), seed=seed, max_frames=3)
+            expected[kind, seed] = pcm16(spoken.waveform)
     order = np.random.default_rng(0).permutation(list(product(KINDS, range(2))) * times)
     answers: list[tuple[str, str, httpx2.Response]] = []
     most = 0

@@ -263,7 +263,7 @@ def test_no_cut_is_inside_a_grapheme(shown):
     assert [one for piece in cut(whole, 4) for one in regex.findall(r"\X", piece)] == regex.findall(r"\X", whole)
 
 
-@pytest.mark.parametrize("whole", ["A full stop. " * 20_000, "a" + "." * 200_000, "a" + "! " * 100_000, "天" * 100_000])
+@pytest.mark.parametrize("whole", ["A full stop. " * 5_000, "a" + "." * 50_000, "a" + "! " * 25_000, "天" * 25_000])
 def test_a_huge_text_of_any_form_is_cut_without_loss(whole):
     assert "".join(cut(whole, 30)) == whole
 
