@@ -82,7 +82,7 @@ def test_the_logits_of_a_prefill_are_the_same_bits_wherever_it_is_divided(synthe
     prefill = rng.standard_normal((75, synthesizer.model.config["talker_config"]["hidden_size"])).astype(np.float32)
     found = []
     for parts in ([75], [9, 66], [32, 43], [42, 33], [73, 2]):
-        seat = Seat(batch)
+        seat = Seat(batch, synthesizer.engine._request("speech_decoder"))
         for part in np.split(prefill, np.cumsum(parts)[:-1]):
             (result,) = batch._talker([(seat, part)])
         batch.clear(seat)
