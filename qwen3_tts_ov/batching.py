@@ -115,6 +115,9 @@ class _StandIn:
         else:
             self._batch.clear(self._seat)
 
+    def query_state(self) -> list[ov.VariableState]:
+        return self._seat.decoder.query_state()
+
 
 class Batch:
     """Collects what its seats ask for, and runs each kind of call once for all. Safe to share between threads.

@@ -24,7 +24,7 @@ from .errors import DeviceError, RequestError, boundary
 from .fixed_session import FixedSession
 from .home import some_home
 from .model import Model
-from .session import Codes, Floats, Session, infer, reason
+from .session import Codes, Floats, Heard, Session, infer, reason
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -39,7 +39,7 @@ _MEMORY_SHARE = 0.5  # of the memory available, that the cache may take
 
 _starting = threading.Lock()
 
-MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Path]], Session]"
+MakeSession: TypeAlias = "Callable[[Mapping[str, ov.InferRequest], Collection[Path], Heard], Session]"
 
 
 def user_cache() -> Path | None:
@@ -139,6 +139,7 @@ class Engine:
         self._session: MakeSession = self.session_class
         self.why_alone = why_alone(model, self._place("talker")[0]) if slots > 1 else "one slot"
         self._free: list[Session] = []
+        self._heard = Heard()
         # The largest first: a graph is in memory twice while it is compiled.
         with boundary(DeviceError, f"{model.name}: a graph is missing"):
             sizes = {name: path.stat().st_size for name, path in weights.items()}
@@ -171,7 +172,7 @@ class Engine:
     def _reused(self) -> Iterator[Session]:
         with self._lock:
             free = self._free.pop() if self._free else None
-        session = free or self._session(self._requests(), self._mapped)
+        session = free or self._session(self._requests(), self._mapped, self._heard)
         try:
             yield session
         finally:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeviceError, boundary
-from .session import Codes, Floats, Session, reason
+from .session import Codes, Floats, Heard, Session, reason
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -24,8 +24,10 @@ class FixedSession(Session):
     their tensors. So nothing is copied but the new slots, and a device never has to fetch its inputs from elsewhere.
     """
 
-    def __init__(self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = ()) -> None:
-        super().__init__(requests, mapped)
+    def __init__(
+        self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = (), heard: Heard | None = None
+    ) -> None:
+        super().__init__(requests, mapped, heard)
         talker, decoder = requests["talker"], requests["speech_decoder"]
         with boundary(DeviceError, "the graphs are not of the npu layout", reason):
             self._inputs: Floats = talker.get_tensor("inputs_embeds").data
@@ -68,6 +70,15 @@ class FixedSession(Session):
                 self._exchange()
         self._waiting = codes[len(codes) - len(codes) % frames :]
         return np.concatenate(waveform)[heard:].reshape(-1)
+
+    def _decoder_state(self) -> Any:
+        decoder = self._requests["speech_decoder"]
+        return {name: decoder.get_tensor(name).data.copy() for name in self._history}, self._waiting, self._seen
+
+    def _set_decoder_state(self, kept: Any) -> None:
+        history, self._waiting, self._seen = kept
+        for name, values in history.items():
+            self._requests["speech_decoder"].get_tensor(name).data[:] = values
 
     def _remember(self, positions: int) -> None:
         """Writes the slots that a call has added behind those that are filled."""

@@ -241,9 +241,11 @@ class Utterance:
 
     def _prime_decoder(self) -> None:
         """Feeds the reference to the decoder, so that the speech continues from it; those samples are dropped."""
-        if self._voice is not None and self._voice.codes is not None:
-            for frames in _batches(self._voice.codes, chunk_sizes(LARGEST_CHUNK)):
-                self._session.decode(frames)
+        if self._voice is None or self._voice.codes is None or self._session.resume_after(self._voice.codes):
+            return
+        for frames in _batches(self._voice.codes, chunk_sizes(LARGEST_CHUNK)):
+            self._session.decode(frames)
+        self._session.keep_after(self._voice.codes)
 
 
 class _PredictorInputs:

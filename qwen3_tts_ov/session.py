@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -23,16 +24,44 @@ Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]
 
 
+_VOICES = 8  # whose states are kept: 5 MB each for the released speech decoder
+
+
+class Heard:
+    """The speech decoder's states after the references that were used last, by their codes. Safe to share."""
+
+    def __init__(self) -> None:
+        self._states: dict[bytes, Any] = {}  # used last, last
+        self._lock = threading.Lock()
+
+    def get(self, reference: Codes) -> Any:
+        """The state after a reference; None if it is not kept."""
+        with self._lock:
+            if (found := self._states.pop(key := reference.tobytes(), None)) is not None:
+                self._states[key] = found
+            return found
+
+    def put(self, reference: Codes, state: Any) -> None:
+        with self._lock:
+            self._states[reference.tobytes()] = state
+            while len(self._states) > _VOICES:
+                del self._states[next(iter(self._states))]
+
+
 class Session:
     """One utterance's infer requests: embeds its prompt, steps through its frames, decodes them. For one thread.
 
     `seconds` and `calls` count by component since the last `reset`; the talker's first call of an utterance counts as
-    `prefill`. The resident pages of the `mapped` files are released after a component's first call.
+    `prefill`. The resident pages of the `mapped` files are released after a component's first call. `heard` is shared
+    with the other sessions of the same graphs.
     """
 
-    def __init__(self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = ()) -> None:
+    def __init__(
+        self, requests: Mapping[str, ov.InferRequest], mapped: Collection[Path] = (), heard: Heard | None = None
+    ) -> None:
         self._requests = requests
         self._mapped = mapped
+        self._heard = heard or Heard()
         self._ran: set[str] = set()
         self._position = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -93,6 +122,28 @@ class Session:
     def decode(self, codes: Codes) -> Floats:
         """The samples of the next frames [frames, code groups], float32 [frames * samples per frame]."""
         return self._run("speech_decoder", {"codes": codes.T[None]})["waveform"][0, 0].copy()
+
+    def resume_after(self, reference: Codes) -> bool:
+        """Sets the speech decoder to its state after a reference [frames, code groups]; False if it is not kept."""
+        if (kept := self._heard.get(reference)) is None:
+            return False
+        with boundary(DeviceError, "speech_decoder failed", reason):
+            self._set_decoder_state(kept)
+        return True
+
+    def keep_after(self, reference: Codes) -> None:
+        """Keeps the speech decoder's state, once it was fed a reference and nothing else, for `resume_after`."""
+        with boundary(DeviceError, "speech_decoder failed", reason):
+            self._heard.put(reference, self._decoder_state())
+
+    def _decoder_state(self) -> Any:
+        return {state.name: state.state.data.copy() for state in self._requests["speech_decoder"].query_state()}
+
+    def _set_decoder_state(self, kept: Any) -> None:
+        import openvino as ov
+
+        for state in self._requests["speech_decoder"].query_state():
+            state.state = ov.Tensor(kept[state.name])
 
     def _reference(self, codes: Codes) -> Floats:
         """The summed code embeddings of every frame, [frames, width]."""

@@ -631,3 +631,17 @@ def test_one_session_per_running_request(synthesizer):
 
     with ThreadPoolExecutor(3) as pool:
         assert sum(pool.map(lambda _: hold(), range(3))) == 3
+
+
+def test_a_reference_is_decoded_once_and_its_voice_sounds_the_same_to_the_last_bit(synthesizer, monkeypatch):
+    """States are kept for the two voices that were used last."""
+    monkeypatch.setattr("qwen3_tts_ov.session._VOICES", 2)
+    loaded = synthesizer("clone_icl")
+    voices = [loaded.voice_prompt(recording(seconds), "This is what it says.") for seconds in (2.1, 1.6, 1.1)]
+    spoken: dict[int, Speech] = {}
+    for at, known in ((0, False), (0, True), (1, False), (0, True), (2, False), (1, False), (2, True), (0, False)):
+        speech = loaded.speak(TEXT, voices[at], seed=1, max_frames=4)
+        calls = 0 if known else -(-len(voices[at].codes) // LARGEST_CHUNK)
+        assert speech.timings.calls["speech_decoder"] == calls + 1
+        np.testing.assert_array_equal(spoken.setdefault(at, speech).codes, speech.codes)
+        np.testing.assert_array_equal(spoken[at].waveform, speech.waveform)
