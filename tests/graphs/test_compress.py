@@ -133,21 +133,20 @@ def test_a_missed_parity_bound_is_one_line_and_leaves_the_earlier_output(cell):
     assert_untouched(cell)
 
 
-def test_a_missed_bound_on_quality_is_one_line_and_is_reported(cell):
+def test_a_missed_bound_on_quality_is_one_line_and_is_reported(cell, capsys):
     four_bits = "{mode: int4_sym, group_size: 32, all_layers: true}"
     policy = f"++precision.weights.text_embedding={four_bits}"
-    done = run_stage("compress", *overrides(cell, policy, *of_graph("text_embedding")))
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("missed: ")]
+    run(configured(*overrides(cell, policy, *of_graph("text_embedding"))))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missed: ")]
     assert re.fullmatch(r"missed: text_embedding: snr_db is 2\d\.\d+, bound: at least 35", line), line
     (miss,) = json.loads((cell / "int8" / "ir" / "report.json").read_text())["missed"]
     assert miss == {"subject": "text_embedding", "measure": "snr_db", "bound": 35, "value": pytest.approx(25, abs=5)}
 
 
-def test_a_bound_without_a_figure_is_missed(cell):
+def test_a_bound_without_a_figure_is_missed(cell, capsys):
     bound = "++precision.bounds.text_embedding.top1=0.9"
-    done = run_stage("compress", *overrides(cell, bound, *of_graph("text_embedding")))
-    lines = [line for line in done.stdout.splitlines() if line.startswith("missed: ")]
+    run(configured(*overrides(cell, bound, *of_graph("text_embedding"))))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missed: ")]
     assert lines == ["missed: text_embedding: top1 is not measured (no figure), bound: at least 0.9"]
 
 

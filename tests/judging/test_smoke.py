@@ -120,9 +120,8 @@ def test_a_required_device_that_is_missing_fails_the_stage(artifact):
     folder = artifact("smoke")
     before = (folder / "report.json").read_bytes()
     cell = ("variant=tiny-custom-voice", "precision=int8", f"artifacts={folder.parents[2]}")
-    done = run_stage("smoke", *cell, "device.required=[NPU]")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: NPU is required by conf/device and missing")
+    with pytest.raises(PipelineError, match=r"^NPU is required by conf/device and missing"):
+        smoke.run(configuration((*cell, "device.required=[NPU]")))
     assert (folder / "report.json").read_bytes() == before
 
 
@@ -132,13 +131,12 @@ def test_an_incorrect_optional_device_is_recorded_and_a_required_one_fails_the_s
         (tmp_path / "tiny-custom-voice" / stage).symlink_to(artifact("smoke").parents[1] / stage)
     cell = ("variant=tiny-custom-voice", "precision=int8", f"artifacts={tmp_path}", "smoke.max_frames=8")
     spoiled = (*cell, "smoke.bounds.correctness.rms_dbfs=0", "device.optional=[CPU]")
-    done = run_stage("smoke", *spoiled, "device.required=[]")
-    assert done.returncode == 0, done.stderr
+    smoke.run(configuration((*spoiled, "device.required=[]")))
     found = json.loads((tmp_path / "tiny-custom-voice/int8/smoke/report.json").read_text())["devices"]["CPU"]
     assert (found["status"], found["full_name"]) == ("failed", devices()["CPU"])
     assert re.fullmatch(r"cpu\.wav: rms_dbfs is -\d+\.\d+, bound: at least 0", found["reason"])
-    done = run_stage("smoke", *spoiled, "device.required=[CPU]")
-    assert (done.returncode, done.stderr.splitlines()[-1].startswith("error: cpu.wav: ")) == (1, True)
+    with pytest.raises(PipelineError, match=r"^cpu\.wav: "):
+        smoke.run(configuration((*spoiled, "device.required=[CPU]")))
 
 
 @pytest.fixture
