@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice, repeat
@@ -42,6 +42,7 @@ class Request:
     positions: int  # the most that a prompt and its speech may take
     reading: Sequence[float] = ()  # seconds that a slow reader takes for each piece
     ahead: int = 0  # the pieces that may be spoken while an earlier one is heard
+    continued: bool = False  # the first piece draws a voice; the others' prompts hold its text, and go on after it
     cancelled: threading.Event = field(default_factory=threading.Event)  # once it is set, there is no further frame
     ends: list[int] = field(default_factory=list)  # the frame at which each piece ended; grows while they are spoken
 
@@ -51,6 +52,14 @@ class Request:
         pace = spoken / read if read else _PACE * frames_per_second
         frames = round(spoken + pace * sum(self.reading[len(self.ends) :]))
         return frames if self.max_frames is None else min(frames, self.max_frames)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The first piece of a text whose voice is drawn: the frames after which every other piece goes on."""
+
+    codes: Codes  # [frames, code groups]
+    embeddings: Floats  # [frames, width]
 
 
 def speak(engine: Engine, request: Request, sizes: Iterator[int]) -> Generator[Floats, None, Outcome]:
@@ -102,7 +111,7 @@ class _Pieces:
         last, pause = None, 0.0
         # How much is left of max_frames for a piece is known only once those before it have been spoken.
         ahead = self._request.ahead if self._request.max_frames is None else 0
-        with _Ahead(ahead, self._request.cancelled) as pool:
+        with _Ahead(ahead, self._request.cancelled, self._may_begin) as pool:
             for piece, after in pool.in_turn(self._planned()):
                 if last is not None and piece.limit:
                     yield _pause(last, pause, self._engine.model.sample_rate)
@@ -118,35 +127,61 @@ class _Pieces:
                 if self.stop_reason == "eos":
                     self.stop_reason = piece.stop_reason
 
+    def _may_begin(self) -> bool:
+        """Whether further pieces may begin: an opening must have been spoken."""
+        return not self._request.continued or bool(self._request.ends)
+
     def _planned(self) -> Iterator[tuple[_Piece, float]]:
         """The pieces, each with the pause after it."""
         sizes = self._sizes
+        first: _Piece | None = None
         for prompt, limit, after in self._request.pieces:
             if self._request.max_frames is not None:
                 limit = min(limit, self._request.max_frames - sum(map(len, self._codes)))
-            yield _Piece(self._engine, self._request, prompt, max(0, limit), sizes), after
+            opening = first.opening if first else None
+            piece = _Piece(self._engine, self._request, prompt, max(0, limit), sizes, opening)
+            first = first or piece
+            yield piece, after
             if self._request.ahead:  # pieces that are spoken at once cannot share the growth of their chunks
                 sizes = repeat(LARGEST_CHUNK)
 
 
 class _Piece:
-    """One piece: gives its frames, [frames, code groups], with their samples. Holds a session only meanwhile."""
+    """One piece: gives its frames, [frames, code groups], with their samples. Holds a session only meanwhile.
 
-    def __init__(self, engine: Engine, request: Request, prompt: Prompt, limit: int, sizes: Iterator[int]) -> None:
+    It goes on after the frames of `opening`, if there is one; else, in a text whose pieces do so, it becomes that.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        prompt: Prompt,
+        limit: int,
+        sizes: Iterator[int],
+        opening: Opening | None = None,
+    ) -> None:
         self.limit = limit
+        self.opening = opening
         self.stop_reason: StopReason = "max_frames"
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
-        self._engine, self._request, self._prompt, self._sizes = engine, request, prompt, sizes
+        self._engine, self._request, self._sizes = engine, request, sizes
+        self._prompt = prompt.after(len(opening.codes)) if opening else prompt
 
     def __iter__(self) -> Generator[tuple[Codes, Floats], None, None]:
         if not self.limit:
             return
         cancelled, positions = self._request.cancelled.is_set, len(self._prompt) + self.limit
         with self._engine.session(positions, cancelled) as session:
-            utterance = Utterance(session, self._engine.model.config, self._request, self._prompt, self.limit)
+            config = self._engine.model.config
+            utterance = Utterance(session, config, self._request, self._prompt, self.limit, self.opening)
+            codes = []
             for frames in _batches(utterance, self._sizes):
+                codes.append(frames)
                 yield frames, session.decode(frames)
+            if self._request.continued and self.opening is None:
+                self.opening = Opening(np.concatenate(codes), np.concatenate(utterance.embeddings))
             self.stop_reason = utterance.stop_reason
             self.seconds, self.calls = dict(session.seconds), dict(session.calls)
 
@@ -154,12 +189,12 @@ class _Piece:
 class _Ahead:
     """Speaks up to `most` pieces in threads while an earlier one is heard; their chunks wait in memory.
 
-    The first of them starts after the first chunk, which it would delay. Leaving sets `cancelled`, which ends them at
-    their next frame, and waits for that.
+    The first of them starts after the first chunk, which it would delay, and none before `may_begin` says so. Leaving
+    sets `cancelled`, which ends them at their next frame, and waits for that.
     """
 
-    def __init__(self, most: int, cancelled: threading.Event) -> None:
-        self._most, self._cancelled = most, cancelled
+    def __init__(self, most: int, cancelled: threading.Event, may_begin: Callable[[], bool]) -> None:
+        self._most, self._cancelled, self._may_begin = most, cancelled, may_begin
         self._lines: dict[_Piece, SimpleQueue[Any]] = {}
         self._planned: Iterator[tuple[_Piece, float]] = iter(())
         self._begun: deque[tuple[_Piece, float]] = deque()
@@ -189,7 +224,7 @@ class _Ahead:
             yield found
 
     def _begin(self) -> None:
-        while len(self._begun) < self._most and (found := next(self._planned, None)) is not None:
+        while self._may_begin() and len(self._begun) < self._most and (found := next(self._planned, None)) is not None:
             self._begun.append(found)
             line = self._lines[found[0]] = SimpleQueue()
             self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -209,14 +244,24 @@ class Utterance:
     """One piece being spoken: gives its frames, [code groups] each, and afterwards the reason why it stopped."""
 
     def __init__(
-        self, session: Session, config: Mapping[str, Any], request: Request, prompt: Prompt, limit: int
+        self,
+        session: Session,
+        config: Mapping[str, Any],
+        request: Request,
+        prompt: Prompt,
+        limit: int,
+        opening: Opening | None = None,
     ) -> None:
         full = len(prompt) + limit >= request.positions
         self.stop_reason: StopReason = "cache_full" if full else "max_frames"
         self._session, self._prompt, self._voice, self._limit = session, prompt, request.voice, limit
         self._cancelled = request.cancelled
+        self._spoken = opening.embeddings if opening else None
+        self._reference = opening.codes if opening else request.voice.codes if request.voice else None
+        self._is_opening = request.continued and opening is None
+        self.embeddings: list[Floats] = []  # [1, width] of each frame, if it is an opening
         # Two streams of random numbers, so that neither depends on how many the other has drawn. Each piece restarts
-        # them: a designed voice then varies less from piece to piece.
+        # them, and so does not depend on the others.
         talker, code_predictor = map(_generator, np.random.SeedSequence(request.seed).spawn(2))
         self._sampler = TalkerSampler(config, request.talker, talker)
         self._predictor = _PredictorInputs(config, request.code_predictor, code_predictor)
@@ -225,7 +270,7 @@ class Utterance:
         session = self._session
         session.new_utterance()
         self._prime_decoder()
-        prefill, text = session.embed(self._prompt, self._voice)
+        prefill, text = session.embed(self._prompt, self._voice, self._spoken)
         logits, hidden = session.talk(prefill)
         for number in range(self._limit):
             first_code = self._sampler(logits)
@@ -235,17 +280,19 @@ class Utterance:
             if self._cancelled.is_set():
                 raise Cancelled("the request was cancelled")
             codes, embedding = session.predict_frame(hidden, first_code, self._predictor())
+            if self._is_opening:
+                self.embeddings.append(embedding.copy())
             yield codes
             if number + 1 < self._limit:
                 logits, hidden = session.talk(embedding + text[min(number, len(text) - 1)])
 
     def _prime_decoder(self) -> None:
-        """Feeds the reference to the decoder, so that the speech continues from it; those samples are dropped."""
-        if self._voice is None or self._voice.codes is None or self._session.resume_after(self._voice.codes):
+        """Feeds the reference or opening to the decoder, so that the speech continues from it; drops those samples."""
+        if self._reference is None or self._session.resume_after(self._reference):
             return
-        for frames in _batches(self._voice.codes, chunk_sizes(LARGEST_CHUNK)):
+        for frames in _batches(self._reference, chunk_sizes(LARGEST_CHUNK)):
             self._session.decode(frames)
-        self._session.keep_after(self._voice.codes)
+        self._session.keep_after(self._reference)
 
 
 class _PredictorInputs:

@@ -13,7 +13,7 @@ There are two text modes. *Text first*: the whole text is in the prefill (the of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,15 @@ class Prompt:
         """The text id that the talker hears beside generated frame `frame` (counted from 0)."""
         trailing = self.trailing_text_ids
         return trailing[frame] if frame < len(trailing) else self.pad_text_id
+
+    def after(self, frames: int) -> Prompt:
+        """The prompt from which the model speaks on when it has spoken so many frames: they are `REFERENCE` frames."""
+        return Prompt(
+            (*self.text_ids, *map(self.text_id_after, range(frames))),
+            (*self.codec_ids, *[REFERENCE] * frames),
+            self.trailing_text_ids[frames:],
+            self.pad_text_id,
+        )
 
 
 def custom_voice(
@@ -113,38 +122,33 @@ def clone_icl(
 ) -> Prompt:
     """A voice given by a speaker vector, a reference recording's frames and its transcript (in-context learning).
 
-    `reference_frames` is the number of 80 ms frames of the reference. Raises RequestError as `custom_voice`
-    does, and for an empty reference.
+    The model goes on as if it had been asked for both texts and had spoken the recording. `reference_frames` is the
+    number of its 80 ms frames. Raises RequestError as `custom_voice` does, and for an empty reference.
     """
     if reference_frames < 1:
         raise RequestError("the reference recording has no frames")
     talker = config["talker_config"]
-    eos, pad = config["tts_eos_token_id"], config["tts_pad_token_id"]
-    role, spoken = _split_text(tokenize, text)
     reference = tokenize(f"<|im_start|>assistant\n{reference_text}<|im_end|>\n")[_ROLE:-_REFERENCE_END]
     if not reference:
         raise RequestError("the reference text is empty; give what the recording says, or clone by x-vector alone")
     control = _codec_control(talker, language_id(talker, language), SPEAKER)
-    rows = _Rows(config).instruct(None, tokenize).control(role, control)
-    text_row = [*reference, *spoken, eos]
-    codec_row = [talker["codec_bos_id"], *[REFERENCE] * reference_frames]
-    if text_first:
-        rows.add(text_row, [talker["codec_pad_id"]] * len(text_row))
-        rows.add([pad] * len(codec_row), codec_row)
-        return rows.prompt(trailing=[])
-    # The two rows run side by side: a longer text continues beside the audio, a shorter one is padded.
-    overlap = len(codec_row)
-    rows.add((text_row + [pad] * overlap)[:overlap], codec_row)
-    return rows.prompt(trailing=text_row[overlap:])
+    return _assemble(config, tokenize, text, control, None, text_first, reference).after(reference_frames)
 
 
 def _assemble(
-    config: Config, tokenize: Tokenize, text: str, control: list[int], instruct: str | None, text_first: bool
+    config: Config,
+    tokenize: Tokenize,
+    text: str,
+    control: list[int],
+    instruct: str | None,
+    text_first: bool,
+    before: Sequence[int] = (),
 ) -> Prompt:
-    """Instruction, role, codec control tokens and text, for every mode except in-context cloning."""
+    """Instruction, role, codec control tokens and text, to which the text ids `before` belong too."""
     talker = config["talker_config"]
     eos, pad = config["tts_eos_token_id"], config["tts_pad_token_id"]
     role, spoken = _split_text(tokenize, text)
+    spoken = [*before, *spoken]
     rows = _Rows(config).instruct(instruct, tokenize).control(role, control)
     if text_first:
         text_row = [*spoken, eos]

@@ -80,10 +80,11 @@ class Session:
             with boundary(DeviceError, f"{name} failed", reason):
                 self._requests[name].reset_state()
 
-    def embed(self, prompt: Prompt, voice: VoicePrompt | None) -> tuple[Floats, Floats]:
+    def embed(self, prompt: Prompt, voice: VoicePrompt | None, spoken: Floats | None = None) -> tuple[Floats, Floats]:
         """The prefill [positions, width] and the text to feed alongside the frames [trailing + 1, width].
 
-        The last of those rows is the padding that is fed once the text has ended.
+        The last of those rows is the padding that is fed once the text has ended. `spoken` [frames, width] are the
+        embeddings of a prompt's reference frames, where they are not the voice's.
         """
         text_ids = np.array([*prompt.text_ids, *prompt.trailing_text_ids, prompt.pad_text_id])
         codec_ids = np.array(prompt.codec_ids)
@@ -94,6 +95,8 @@ class Session:
             prefill[codec_ids == SPEAKER] += voice.x_vector
             if voice.codes is not None:
                 prefill[codec_ids == REFERENCE] += self._reference(voice.codes)
+        if spoken is not None:
+            prefill[codec_ids == REFERENCE] += spoken
         return prefill, following
 
     def talk(self, embeddings: Floats) -> tuple[Floats, Floats]:

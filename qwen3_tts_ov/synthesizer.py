@@ -29,6 +29,7 @@ from .voice import VoicePrompt
 
 DEFAULT_SLOTS = 8  # of `say` with a long text
 PIECE_SECONDS = 30.0  # longer texts, as a slow reader would read them, are cut into pieces at sentences
+OPENING_SECONDS = 15.0  # at most, of a text whose voice is drawn: what its other pieces go on after
 SHORTEST_PIECE_SECONDS = 3.0  # to which they are cut where a model has few positions
 REFERENCE_SILENCE_SECONDS = 0.5  # after a reference, so that its tail does not leak into the speech
 MOST_SLOTS = 64
@@ -42,9 +43,9 @@ def piece_seconds(model: Model) -> float:
     """How long a text may be, as a slow reader would read it, before it is cut into pieces.
 
     A checkpoint may say so in generation_config.json, as `longest_text_seconds`: a small one loses words in what is
-    longer than all that it was trained on. Without that, PIECE_SECONDS; but every piece of a designed voice would be
-    spoken by somebody else, so its text is only cut where the checkpoint's own limit of frames does it, as by the
-    official package. Raises RequestError for what is no such number.
+    longer than all that it was trained on. Without that, PIECE_SECONDS; but a designed voice is drawn anew in every
+    generation, so its text is only cut where the checkpoint's own limit of frames does it, as by the official package.
+    Raises RequestError for what is no such number.
     """
     if (stated := model.generation.get("longest_text_seconds")) is not None:
         if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
@@ -230,31 +231,43 @@ class Synthesizer:
         plan = partial(
             self._plan, speaker=speaker, cloned=cloned, instruct=instruct, language=language, text_first=text_first
         )
-        cut = self._pieces(text.clean(spoken), plan)
-        pieces = [(planned, self._limit(piece, planned, max_frames), pause) for piece, planned, pause in cut]
+        drawn = cloned is None and speaker is None
+        cut = self._pieces(text.clean(spoken), plan, drawn)
+        continued = drawn and len(cut) > 1
+        limits, most = self._limits(cut, continued, max_frames)
+        pieces = [(planned, limit, pause) for (_, planned, pause), limit in zip(cut, limits, strict=True)]
         reading = [text.seconds(piece) for piece, _, _ in cut]
         if self.engine.batch is not None:
-            self.engine.batch.check(max(len(planned) + limit for planned, limit, _ in pieces))
+            self.engine.batch.check(most)
         seed = secrets.randbits(32) if seed is None else seed
         at_once = self.engine.batch.slots if self.engine.batch else 1
         ahead = min(options.get("pieces_ahead", at_once - 1), at_once - 1)
-        return Request(pieces, cloned, seed, talker, code_predictor, max_frames, model.positions, reading, ahead)
+        return Request(
+            pieces, cloned, seed, talker, code_predictor, max_frames, model.positions, reading, ahead, continued
+        )
 
-    def _pieces(self, spoken: str, plan: Callable[[str], Prompt]) -> list[tuple[str, Prompt, float]]:
+    def _pieces(self, spoken: str, plan: Callable[[str], Prompt], drawn: bool) -> list[tuple[str, Prompt, float]]:
         """The pieces of a text with their prompts and the pauses after them.
 
         They are as long as they may be, or as short as it takes for the model to have a position for every frame of a
-        slow reader.
+        slow reader. Where the voice is `drawn`, the first is an opening, and the prompts of the others hold its text.
         """
-        rate, longest = self.model.sample_rate / self.model.samples_per_frame, piece_seconds(self.model)
+        longest = piece_seconds(self.model)
         while True:
-            cut = text.split(spoken, longest)
+            opening, cut = "", text.split(spoken, longest)
+            if len(cut) > 1 and drawn:
+                first = text.split(spoken, min(OPENING_SECONDS, longest / 2))[0]
+                opening = first.text
+                rest = max(longest - text.seconds(opening), longest / 2)
+                cut = [first, *text.split(spoken[len(opening) :], rest)]
             pieces = [part.strip() if len(cut) > 1 else part for part, _ in cut]
-            planned = [(piece, plan(piece), pause) for piece, (_, pause) in zip(pieces, cut, strict=True)]
-            needed = max(len(prompt) + round(text.seconds(piece) * rate) for piece, prompt, _ in planned)
+            pauses = [pause for _, pause in cut]
+            heard = [pieces[0], *(opening.lstrip() + piece for piece in pieces[1:])]
+            prompts = [plan(each) for each in heard]
+            needed = max(len(p) + self._slow_frames(each) for p, each in zip(prompts, heard, strict=True))
             longest /= 2
             if needed <= self.model.positions or longest < SHORTEST_PIECE_SECONDS:
-                return planned
+                return list(zip(pieces, prompts, pauses, strict=True))
 
     def _clone(self, voice: Any, reference_text: str | None) -> VoicePrompt:
         """The voice that a base model is to speak with."""
@@ -278,19 +291,42 @@ class Synthesizer:
             return prompt.clone_icl(config, tokenize, piece, cloned.text, frames, language, text_first)
         if cloned is not None:
             return prompt.clone_x_vector(config, tokenize, piece, language, text_first)
-        if self.model.kind == "voice_design" or speaker is None:
+        if speaker is None:
             return prompt.voice_design(config, tokenize, piece, instruct, language, text_first)
         return prompt.custom_voice(config, tokenize, piece, speaker, language, instruct, text_first)
 
-    def _limit(self, piece: str, planned: Prompt, max_frames: int | None) -> int:
-        """The most frames that a piece may take: the caller's limit, or what its length and the checkpoint allow."""
+    def _slow_frames(self, spoken: str) -> int:
+        """The frames that a slow reader takes for a text."""
+        return round(text.seconds(spoken) * self.model.sample_rate / self.model.samples_per_frame)
+
+    def _limits(
+        self, cut: list[tuple[str, Prompt, float]], continued: bool, max_frames: int | None
+    ) -> tuple[list[int], int]:
+        """The most frames that each piece may take, and the most positions that one may take with its prompt.
+
+        Where pieces go on after an opening, it leaves them the positions that a slow reader needs.
+        """
+        opening = 0
+        if continued:
+            room = min(self.model.positions - len(planned) - self._slow_frames(piece) for piece, planned, _ in cut[1:])
+            opening = max(1, min(self._limit(cut[0][0], len(cut[0][1]), max_frames), room))
+        taken = [len(planned) + (opening if number else 0) for number, (_, planned, _) in enumerate(cut)]
+        limits = [self._limit(piece, before, max_frames) for (piece, _, _), before in zip(cut, taken, strict=True)]
+        limits[0] = opening or limits[0]
+        return limits, max(before + limit for before, limit in zip(taken, limits, strict=True))
+
+    def _limit(self, piece: str, taken: int, max_frames: int | None) -> int:
+        """The most frames that a piece may take after `taken` positions: the caller's limit, or what its length allows.
+
+        The checkpoint's own limit counts too. Raises RequestError where no position is left.
+        """
         if max_frames is None:
             budget = text.frame_budget(piece, self.model.sample_rate / self.model.samples_per_frame)
             max_frames = min(budget, self.model.generation.get("max_new_tokens", budget))
         positions = self.model.positions
-        room = positions - len(planned)
+        room = positions - taken
         if room < 1:
-            raise RequestError(f"the prompt takes {len(planned)} positions and the model has {positions}; shorten it")
+            raise RequestError(f"the prompt takes {taken} positions and the model has {positions}; shorten it")
         return min(max_frames, room)
 
     def _stream(self, checked: Request, first_chunk: int) -> SpeechStream:

@@ -321,7 +321,7 @@ def _slots_for(bundle: Bundle, spoken: str, max_frames: int | None) -> int:
     """As many slots as a text has pieces that can be spoken at once."""
     from .. import synthesizer, text
 
-    if max_frames is not None or bundle.kind == "voice_design":
+    if max_frames is not None:
         return 1
     pieces = text.split(text.clean(spoken), synthesizer.piece_seconds(bundle.model))
     return min(len(pieces), synthesizer.DEFAULT_SLOTS)
