@@ -17,7 +17,7 @@ from pipeline.judging import scorers
 from pipeline.judging.scorers import INSTALL, RATE, SCORERS, Material, RoundTrip, Spoken, normalised
 from pipeline.stage import PipelineError, configuration
 from qwen3_tts_ov import Bundle, Synthesizer, audio
-from tests.conftest import run_stage
+from tests.conftest import link_large, run_stage
 
 DATA = Path(__file__).parents[1] / "data"
 SAID = {  # tests/data/README.md
@@ -247,7 +247,7 @@ def cell(artifact, model_cache: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     def get(variant: str = "tiny-base", source: str = "local", **said: object) -> DictConfig:
         built, made = artifact("bundle", variant, "int8"), tmp_path / variant
-        shutil.copytree(built, made / "int8" / "bundle")
+        shutil.copytree(built, made / "int8" / "bundle", copy_function=link_large)
         (made / "checkpoint").mkdir()
         (made / "checkpoint" / "report.json").write_text(json.dumps({"source": source}))
         cfg = configuration([f"variant={variant}", "precision=int8", f"artifacts={tmp_path}"])

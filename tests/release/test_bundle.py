@@ -19,7 +19,7 @@ from pipeline.stage import Paths, PipelineError, paths_of, report, write_json
 from qwen3_tts_ov.bundle import Bundle
 from qwen3_tts_ov.errors import BundleError
 from qwen3_tts_ov.manifest import COMPONENTS, bundle_id
-from tests.conftest import configured
+from tests.conftest import configured, link_large
 
 CELL = ("variant=tiny-custom-voice", "precision=int8")
 
@@ -30,7 +30,8 @@ def inputs(artifact: Callable[..., Path], tmp_path: Path) -> Paths:
     artifact("compress")
     for stage in ("download", "build", "export", "rollout", "compress"):
         source = artifact(stage)
-        shutil.copytree(source, tmp_path / source.relative_to(source.parents[1 if stage != "compress" else 2]))
+        copy = tmp_path / source.relative_to(source.parents[1 if stage != "compress" else 2])
+        shutil.copytree(source, copy, copy_function=link_large)
     return paths_of(tmp_path, "tiny-custom-voice", "int8")
 
 
@@ -166,7 +167,7 @@ KINDS_OF_FILE = (
 @pytest.mark.parametrize("name", KINDS_OF_FILE)
 def test_a_damaged_file_of_a_bundle_is_named(artifact, tmp_path, name, damage):
     folder = tmp_path / "bundle"
-    shutil.copytree(artifact("bundle"), folder)
+    shutil.copytree(artifact("bundle"), folder, copy_function=link_large)
     file = folder / name
     data = bytearray(file.read_bytes())
     file.unlink()
@@ -181,7 +182,7 @@ def test_a_damaged_file_of_a_bundle_is_named(artifact, tmp_path, name, damage):
 
 def test_a_file_that_the_manifest_does_not_list_is_named(artifact, tmp_path):
     folder = tmp_path / "bundle"
-    shutil.copytree(artifact("bundle"), folder)
+    shutil.copytree(artifact("bundle"), folder, copy_function=link_large)
     assert Bundle.load(folder).foreign() == []
     (folder / "extra.bin").write_bytes(b"")
     assert Bundle.load(folder).foreign() == ["extra.bin"]
@@ -189,7 +190,7 @@ def test_a_file_that_the_manifest_does_not_list_is_named(artifact, tmp_path):
 
 def test_an_edited_manifest_is_refused(artifact, tmp_path):
     folder = tmp_path / "bundle"
-    shutil.copytree(artifact("bundle"), folder)
+    shutil.copytree(artifact("bundle"), folder, copy_function=link_large)
     manifest = json.loads((folder / "manifest.json").read_text())
     write_json(folder / "manifest.json", manifest | {"speakers": ["somebody"]})
     with pytest.raises(BundleError, match="manifest"):
@@ -201,7 +202,9 @@ def remove(path: Path) -> None:
 
 
 def halve(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    data = path.read_bytes()
+    path.unlink()  # which may be a link to what other tests read
+    path.write_bytes(data[: len(data) // 2])
 
 
 def renumber(path: Path) -> None:
@@ -229,7 +232,7 @@ def renumber(path: Path) -> None:
     ],
 )
 def test_a_damaged_input_is_named_and_the_earlier_bundle_is_kept(artifact, inputs, file, damage, message):
-    shutil.copytree(artifact("bundle"), inputs.bundle)
+    shutil.copytree(artifact("bundle"), inputs.bundle, copy_function=link_large)
     before = checksums(inputs.bundle)
     damage(inputs.checkpoint.parent / file)
     with pytest.raises((PipelineError, BundleError, OSError), match=message):

@@ -67,7 +67,7 @@ def base(fixed) -> Synthesizer:
 )
 def test_it_speaks_the_native_bundles_codes_whole_and_streamed(native, fixed, variant, device, options):
     for number, voice in enumerate(VOICES[variant]):
-        asked = {"text": (TEXT, GERMAN)[number], "seed": 5, "max_frames": 24, **voice, **options}
+        asked = {"text": (TEXT, GERMAN)[number], "seed": 5, "max_frames": 12, **voice, **options}
         expected, speaker = native(variant).speak(**asked), fixed(variant, device)
         speech = speaker.speak(**asked)
         np.testing.assert_array_equal(speech.codes, expected.codes)

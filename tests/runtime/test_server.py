@@ -20,6 +20,7 @@ import pytest
 import soundfile
 
 from qwen3_tts_ov import Bundle, DeviceError, Synthesizer, VoicePrompt
+from qwen3_tts_ov.app import cli
 from qwen3_tts_ov.app.encoding import Tempo
 from qwen3_tts_ov.app.server import application
 from qwen3_tts_ov.app.shelf import Shelf
@@ -447,26 +448,32 @@ def test_the_command_serves_until_it_is_interrupted(artifact, user_cache):
         process.kill()
 
 
-def test_what_the_command_cannot_serve_is_one_line(artifact, tmp_path):
+def test_what_the_command_cannot_serve_is_one_line(artifact, tmp_path, capfd):
     custom, base = (str(artifact("bundle", variant, "int8")) for variant in ("tiny-custom-voice", "tiny-base"))
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
-    run = "import sys; from qwen3_tts_ov.app.cli import app; app(sys.argv[1:])"
-    without = "import sys; sys.modules['starlette'] = None; " + run
-    for script, arguments, message in (
-        (run, [custom, "--voices", tmp_path], "--voices is for a base bundle; no other kind takes it"),
-        (run, [base, "--change-voices"], "--change-voices needs --voices, the folder where they are saved"),
-        (run, [custom, custom + "/"], "two bundles are tiny-custom-voice-int8; serve one of them"),
-        (run, [custom, "--memory", 0.1], "takes about 0.2 GB of memory and --memory allows 0.1"),
-        (run, [base, "--voices", tmp_path], "it has no voice prompt (.safetensors); save one with"),
-        (run, [custom, "--slots", 0], "Invalid value for '--slots'"),
-        (run, [custom, "--port", port], f"cannot listen at 127.0.0.1, port {port}: [Errno 98] Address already in use"),
-        (run, [custom, "--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid, port 8000: [Errno"),
-        (without, [custom], "starlette is missing; pip install 'qwen3-tts-ov[serve]'"),
+
+    def refused(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.app(["serve", *map(str, arguments)])
+        told = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("there is no API key")]
+        assert (ended.value.code, len(told)) == (1, 1), told
+        return told[0]
+
+    for arguments, message in (
+        ([custom, "--voices", tmp_path], "--voices is for a base bundle; no other kind takes it"),
+        ([base, "--change-voices"], "--change-voices needs --voices, the folder where they are saved"),
+        ([custom, custom + "/"], "two bundles are tiny-custom-voice-int8; serve one of them"),
+        ([custom, "--memory", 0.1], "takes about 0.2 GB of memory and --memory allows 0.1"),
+        ([base, "--voices", tmp_path], "it has no voice prompt (.safetensors); save one with"),
+        ([custom, "--slots", 0], "Invalid value for '--slots'"),
+        ([custom, "--port", port], f"cannot listen at 127.0.0.1, port {port}: [Errno 98] Address already in use"),
+        ([custom, "--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid, port 8000: [Errno"),
     ):
-        command = [sys.executable, "-c", script, "serve", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-        told = [line for line in done.stderr.splitlines() if not line.startswith("there is no API key")]
-        assert (done.returncode, len(told)) == (1, 1), done.stderr
-        assert message in told[0]
+        assert message in refused(*arguments)
     taken.close()
+    without = "import sys; sys.modules['starlette'] = None; from qwen3_tts_ov.app.cli import app; app(sys.argv[1:])"
+    command = [sys.executable, "-c", without, "serve", custom]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "starlette is missing; pip install 'qwen3-tts-ov[serve]'" in done.stderr
