@@ -248,7 +248,7 @@ class Batch:
             self._running = False
             self._between |= {job.seat for job in jobs}
             self._pending[name] += [job for job in jobs if not job.done]  # this thread was interrupted
-            self.passes += 1
+            self.passes += name != "speech_decoder"  # which serves one, and reads weights of its own
             self.frames += len(jobs) if name == "code_predictor" else 0
             self._changed.notify_all()
 
