@@ -37,6 +37,9 @@ Infer = Callable[[str, "ov.InferRequest", Arrays], Arrays]
 _GATHER_SECONDS = 0.005  # how long a pass waits for requests that are between two calls
 _PREFILL = 512  # positions prefilled in one pass, at most, unless a single prompt has more: the others' frames wait
 _SHARED = ("temperature", "top_k", "top_p")  # the code predictor's inputs that have no batch dimension
+# In which calls are served. A request that comes back from its speech decoder wants the talker: so it joins the others'
+# next step instead of costing a pass of its own.
+_ORDER = ("code_predictor", "speech_decoder", "talker")
 _POLL_SECONDS = 0.05  # between looks at whether a waiting request was cancelled
 
 
@@ -97,7 +100,11 @@ class Seat:
         self.blocks: list[int] = []
         self.past = 0  # positions in the cache
         self.decoder = decoder
-        self.requests = {name: _StandIn(batch, self, name) for name in batch.shared}
+        self.requests = {
+            "talker": _StandIn(batch, self, "talker"),
+            "code_predictor": _StandIn(batch, self, "code_predictor"),
+            "speech_decoder": _DecoderStandIn(batch, self, "speech_decoder"),
+        }
 
 
 class _StandIn:
@@ -110,10 +117,14 @@ class _StandIn:
         return self._batch.run(self._name, self._seat, inputs)
 
     def reset_state(self) -> None:
-        if self._name == "speech_decoder":
-            self._seat.decoder.reset_state()
-        else:
-            self._batch.clear(self._seat)
+        self._batch.clear(self._seat)
+
+
+class _DecoderStandIn(_StandIn):
+    """Only its calls take their turn: the state is the request's own."""
+
+    def reset_state(self) -> None:
+        self._seat.decoder.reset_state()
 
     def query_state(self) -> list[ov.VariableState]:
         return self._seat.decoder.query_state()
@@ -125,10 +136,6 @@ class Batch:
     `slots` requests speak at a time; those that wait are admitted in the order in which they came. `predictors` are the
     code predictor's infer requests by batch size; `positions` is how many fit into the talker's cache.
     """
-
-    # In the order in which they are served. A request that comes back from its speech decoder wants the talker: so it
-    # joins the others' next step instead of costing a pass of its own.
-    shared = ("code_predictor", "speech_decoder", "talker")
 
     def __init__(
         self,
@@ -145,7 +152,7 @@ class Batch:
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._admitted = 0
-        self._pending: dict[str, list[_Job]] = {name: [] for name in self.shared}
+        self._pending: dict[str, list[_Job]] = {name: [] for name in _ORDER}
         self._between: set[Seat] = set()  # were answered a moment ago, and will ask again
         self._running = False
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]
 
-
 _VOICES = 8  # whose states are kept: 5 MB each for the released speech decoder
 
 

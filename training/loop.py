@@ -28,8 +28,8 @@ def adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.AdamW:
 class Recorded:
     """A step of training whose shapes never change: on a GPU recorded as a CUDA graph, and from then on replayed.
 
-    The step gives figures by name. One of small networks launches thousands of kernels, and launching them from Python
-    takes several times as long as running them. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    The step gives figures by name. One of small networks launches thousands of kernels, one by one from Python, which a
+    graph does at once. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
     def __init__(self, step: Callable[[], dict[str, Tensor]], device: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from qwen3_tts_ov import bundle, engine
-from qwen3_tts_ov.app import bench, cli
+from qwen3_tts_ov.app import cli
 
 FRAME = 1920
 ROOT = Path(cli.__file__).parents[2]
@@ -152,7 +152,7 @@ def test_bundles_are_described_for_people_and_programs(run, custom_voice, voice)
         *(pytest.param(each, marks=pytest.mark.prove) for each in ("tiny-base", "tiny-voice-design")),
     ],
 )
-def test_bench_measures_every_kind_of_bundle(run, user_cache, artifact, monkeypatch, variant):
+def test_bench_measures_every_kind_of_bundle(run, user_cache, artifact, variant):
     folder = artifact("bundle", variant, "int8")
     figures = json.loads(succeed(run("bench", folder, "--rounds", 2, "--frames", 6, "--json")))
     assert len(figures["frames"]) == 2
@@ -171,8 +171,7 @@ def test_bench_measures_every_kind_of_bundle(run, user_cache, artifact, monkeypa
     assert min(figures["compile_cold_seconds"], figures["compile_warm_seconds"]) > 0
     assert figures["peak_memory_mb"] > 50
     assert not list((user_cache / "qwen3-tts-ov").glob("tmp*")), "the cache of the cold start is removed"
-    monkeypatch.setattr(bench, "measure", lambda *_: figures)  # test_documentation.py measures for people
-    assert "real time factor" in succeed(run("bench", folder))
+    assert "real time factor" in succeed(run("bench", folder, "--rounds", 1, "--frames", 4))
 
 
 def install(folder: Path, program: str, script: str) -> None:
