@@ -62,6 +62,7 @@ class Speech:
     starts: Tensor  # the first frame of each utterance
     lengths: Ints  # frames of each utterance
     voices: Ints  # id of each utterance
+    pitch: Tensor  # Hz [frames, 2], of each half; 0 where there is none
     texts: list[str]
     pairs: PhonePairs
 
@@ -84,7 +85,7 @@ class Speech:
 
 def load(cfg: DictConfig, texts: list[str], waveform: bool = True) -> Speech:
     """The corpus as spoken; waits for the speech step while that is at work. Raises TrainingError if it never ran."""
-    names = ["frames", "phones", "voice", "text", *(["waveform"] if waveform else [])]
+    names = ["frames", "phones", "pitch", "voice", "text", *(["waveform"] if waveform else [])]
     with ThreadPoolExecutor(16) as threads:
         shards = list(threads.map(lambda path: read(path, names), shard_paths(cfg)))
     whole = {name: np.concatenate([shard[name] for shard in shards]) for name in names}
@@ -102,6 +103,7 @@ def load(cfg: DictConfig, texts: list[str], waveform: bool = True) -> Speech:
         torch.as_tensor(np.cumsum(lengths) - lengths, device=cfg.device),
         lengths,
         whole["voice"].astype(np.int64),
+        torch.as_tensor(whole["pitch"].astype(np.float32), device=cfg.device),
         [texts[number] for number in whole["text"]],
         pairs,
     )

@@ -15,29 +15,34 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from rich import print
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model_src.speech_encoder import SpeechEncoder
 from training import dataset
 from training.codec import autocast, compared, listen, load_codec, write_tables
 from training.dataset import Speech
+from training.hearing import load_pitch
 from training.loop import Loop, Recorded, adam, descend
-from training.losses import JUDGED, Discriminators, Spectra
+from training.losses import JUDGED, Discriminators, Pitch, Spectra
 from training.networks import LEAD, decode, random_crop, random_lead
 from training.quantizer import ResidualQuantizer
 from training.step import corpus, on_device, step, work
 
 WARMUP = 50  # steps
 ADVERSARIAL_FROM = 300  # steps over which the discriminators gain their full weight
+PITCH = 4.0  # of the loss
 MISTAKEN = 0.2  # of the utterances begin from the first codes that the encoder heard
 
 
 class Codes:
     """What is decoded: what the encoder hears and, once written, what the talker says."""
 
-    def __init__(self, cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, first: Tensor) -> None:
-        self.cfg, self.encoder, self.quantizer, self.first = cfg, encoder, quantizer, first
+    def __init__(
+        self, cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, pitch: Pitch, speech: Speech
+    ) -> None:
+        self.cfg, self.encoder, self.quantizer, self.pitch = cfg, encoder, quantizer, pitch
+        self.first, self.hertz = speech.first, speech.pitch
         self.heard = torch.tensor(list(cfg.decoder.heard))
         self.said_path = work(cfg) / "said.npz"
         self.said: Tensor | None = None
@@ -51,21 +56,23 @@ class Codes:
         print("decoder: hears the talker's codes from here on", flush=True)
         return True
 
-    def draw(self, frames: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, frames: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of frames [batch, frames] and their samples: first codes [batch, frames], summed acoustic rows
-        [batch, frames, size], and the encoder's loss. Half of the utterances are in the talker's words, if known.
+        [batch, frames, size], the encoder's loss, and by how many octaves its pitch is wrong. Half of the utterances are in the talker's words, if known.
         """
         latents, logits = listen(self.cfg, self.encoder, audio)
         acoustics, commitment = self.quantizer(latents, self.heard[torch.randint(len(self.heard), (len(latents),))])
         first = self.first[frames]
         recognition = F.cross_entropy(logits.flatten(0, 1), first.flatten())
+        pitch, octaves = self.pitch(acoustics, self.hertz[frames])
         spoken = torch.zeros(len(frames), 1, dtype=torch.bool)
         if self.said is not None:
             said = self.said[frames].long()
             spoken = (said >= 0).all(-1).all(-1, keepdim=True) & (torch.rand(len(frames), 1) < 0.5)
             acoustics = torch.where(spoken[..., None], self.quantizer.sum(said.clamp(min=0)), acoustics)
         mistaken = ~spoken & (torch.rand(len(frames), 1) < MISTAKEN)
-        return torch.where(mistaken, logits.argmax(-1), first), acoustics, 0.75 * commitment + 0.2 * recognition
+        loss = 0.75 * commitment + 0.2 * recognition + PITCH * pitch
+        return torch.where(mistaken, logits.argmax(-1), first), acoustics, loss, octaves
 
 
 @step
@@ -80,7 +87,8 @@ def main(cfg: DictConfig) -> None:
         network.semantic.tables.requires_grad_(False)
         network.acoustic.tables.requires_grad_(False)
     speech = dataset.load(cfg, corpus(cfg)["train"])
-    train(Refinement(cfg, nn.ModuleList([encoder, decoder]), Codes(cfg, encoder, quantizer, speech.first), speech))
+    pitch = load_pitch(cfg)
+    train(Refinement(cfg, nn.ModuleList([encoder, decoder]), Codes(cfg, encoder, quantizer, pitch, speech), speech))
 
 
 class Refinement:
@@ -89,17 +97,19 @@ class Refinement:
     def __init__(self, cfg: DictConfig, both: nn.ModuleList, codes: Codes, speech: Speech) -> None:
         self.cfg, self.both, self.codes, self.speech = cfg, both, codes, speech
         self.discriminators, self.spectra = Discriminators(), Spectra()
-        trained = [parameter for parameter in both.parameters() if parameter.requires_grad]
-        rate = cfg.decoder.rate
-        self.ours = adam(trained, rate)
-        self.rival = adam(list(self.discriminators.parameters()), rate)
+        known = work(cfg) / "discriminators.safetensors"
+        if known.exists():
+            self.discriminators.load_state_dict(load_file(known, device=cfg.device))
+        trained = [p for p in (*both.parameters(), *codes.pitch.parameters()) if p.requires_grad]
+        self.ours = adam(trained, cfg.decoder.rate)
+        self.rival = adam(list(self.discriminators.parameters()), cfg.decoder.rival)
         self.weight = torch.zeros(())  # of what the discriminators say
 
     def __call__(self, lead: int) -> dict[str, Tensor]:
         settings, discriminators = self.cfg.decoder, self.discriminators
         frames = self.speech.crops(settings.batch, settings.frames)
         audio = self.speech.audio(frames)
-        first, acoustics, heard = self.codes.draw(frames, audio)
+        first, acoustics, heard, octaves = self.codes.draw(frames, audio)
         crop = random_crop(settings.frames, settings.crop, lead)
         with autocast(self.cfg):
             made = decode(self.both[1], first, acoustics, crop)
@@ -120,6 +130,7 @@ class Refinement:
         return {
             "distance": distance,
             "heard": heard,
+            "octaves": octaves,
             "told_apart": told_apart,
             "adversarial": adversarial,
             "features": features,
@@ -129,7 +140,7 @@ class Refinement:
 
 def train(task: Refinement) -> None:
     cfg, draw = task.cfg, random.Random(task.cfg.seed)
-    modules = [task.both, task.discriminators, task.codes.quantizer]
+    modules = [task.both, task.discriminators, task.codes.quantizer, task.codes.pitch]
     settings = cfg.decoder
     loop = Loop("decoder", work(cfg), settings.steps, settings.minutes, modules, [task.ours, task.rival], 0.998)
     task.codes.look()
@@ -154,6 +165,7 @@ def write(task: Refinement) -> None:
     partly = path.with_suffix(".partial")
     save_file({name: tensor.contiguous() for name, tensor in task.both.state_dict().items()}, partly)
     partly.rename(path)
+    save_file(task.discriminators.state_dict(), work(task.cfg) / "discriminators.safetensors")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from torch.nn.utils.parametrizations import weight_norm
 RESOLUTIONS = ((2048, 512, 128), (1024, 256, 80), (512, 128, 48), (256, 64, 24))  # FFT, hop, mel bands
 PERIODS = (2, 3, 5, 7, 11)
 JUDGED = 16_384  # samples that the discriminators see
+LOUD = 8.0  # times what speech has
+MIDDLE = 160.0  # Hz of a pitch that is told as 0 octaves
 
 
 def mel_filters(size: int, bands: int, rate: int = 24_000) -> Tensor:
@@ -60,13 +62,13 @@ class PeriodDiscriminator(nn.Module):
         super().__init__()
         self.period = period
         self.layers = nn.ModuleList(
-            weight_norm(nn.Conv2d(inputs, outputs, (5, 1), (3, 1), (2, 0))) for inputs, outputs in pairwise(channels)
+            convolution(inputs, outputs, (5, 1), (3, 1), (2, 0)) for inputs, outputs in pairwise(channels)
         )
-        self.layers.append(weight_norm(nn.Conv2d(channels[-1], channels[-1], (5, 1), 1, (2, 0))))
-        self.last = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), 1, (1, 0)))
+        self.layers.append(convolution(channels[-1], channels[-1], (5, 1), (1, 1), (2, 0)))
+        self.last = convolution(channels[-1], 1, (3, 1), (1, 1), (1, 0), 0.1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.pad(x[:, None], (0, -x.shape[-1] % self.period), mode="reflect")
+        x = F.pad(LOUD * x[:, None], (0, -x.shape[-1] % self.period), mode="reflect")
         return judge(x.unflatten(-1, (-1, self.period)), self.layers, self.last)
 
 
@@ -77,15 +79,49 @@ class SpectrumDiscriminator(nn.Module):
         super().__init__()
         self.size = size
         self.register_buffer("window", torch.hann_window(size))
-        wide = [nn.Conv2d(channels, channels, (3, 9), (1, 2), (1, 4)) for _ in range(3)]
-        first, last = nn.Conv2d(2, channels, (3, 9), 1, (1, 4)), nn.Conv2d(channels, channels, 3, 1, 1)
-        self.layers = nn.ModuleList(map(weight_norm, (first, *wide, last)))
-        self.last = weight_norm(nn.Conv2d(channels, 1, 3, 1, 1))
+        wide = [convolution(channels, channels, (3, 9), (1, 2), (1, 4)) for _ in range(3)]
+        first = convolution(2, channels, (3, 9), (1, 1), (1, 4))
+        self.layers = nn.ModuleList([first, *wide, convolution(channels, channels, (3, 3), (1, 1), (1, 1))])
+        self.last = convolution(channels, 1, (3, 3), (1, 1), (1, 1), 0.1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            z = torch.stft(x.float(), self.size, self.size // 4, self.size, self.window, return_complex=True)
+            z = torch.stft(LOUD * x.float(), self.size, self.size // 4, self.size, self.window, return_complex=True)
+            z = z / math.sqrt(self.size / 8)
         return judge(torch.view_as_real(z).permute(0, 3, 2, 1), self.layers, self.last)
+
+
+class Pitch(nn.Linear):
+    """Reads voicing and pitch off latents [batch, frames, size], which therefore have to hold them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, 4)
+
+    def forward(self, latents: Tensor, hertz: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss for a true pitch [batch, frames, 2], 0 where there is none, and the error in octaves."""
+        octaves, voicing = super().forward(latents).split(2, -1)
+        voiced = (hertz > 0).float()
+        wanted = (hertz.clamp(min=40) / MIDDLE).log2()
+        count = voiced.sum() + 1
+        error = ((octaves - wanted).abs() * voiced).sum() / count
+        loss = (F.smooth_l1_loss(octaves, wanted, reduction="none", beta=0.05) * voiced).sum() / count
+        return loss + 0.3 * F.binary_cross_entropy_with_logits(voicing, voiced), error
+
+
+def convolution(
+    inputs: int,
+    outputs: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    gain: float = 1.4,
+) -> nn.Module:
+    """One that keeps the size of speech through many layers: with PyTorch's own initial weights a discriminator spends
+    a short training on making its verdicts differ at all.
+    """
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs * kernel[0] * kernel[1]))
+    return weight_norm(layer)
 
 
 def judge(x: Tensor, layers: nn.ModuleList, last: nn.Module) -> list[Tensor]:

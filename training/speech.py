@@ -5,7 +5,7 @@ holds the duration of each phoneme; with that tensor as one more output, every f
 has to be aligned. All other voices are made of hers before her vocoder (voices.py).
 
 A shard holds utterances end to end: `waveform` int16 [samples], `frames` and `voice` and `text` [utterances],
-`phones` [frames, 2], those of each frame's two halves of 40 ms. `voice` is an id: of a name in conf, the number of a
+`phones` [frames, 2], those of each frame's two halves of 40 ms, and `pitch` [frames, 2] in Hz, 0 where there is none. `voice` is an id: of a name in conf, the number of a
 drawn voice, or that of a described one.
 """
 
@@ -53,6 +53,7 @@ Floats = NDArray[np.float32]
 class Utterance:
     waveform: NDArray[np.int16]  # [frames * 1920], 24 kHz
     phones: Ints  # [frames, 2]
+    pitch: Floats  # [frames, 2], Hz; 0 where there is none
 
 
 @step
@@ -88,6 +89,7 @@ def write_shard(task: tuple[Path, list[tuple[int, str]], DictConfig]) -> int:
         waveform=np.concatenate([utterance.waveform for utterance, *_ in spoken]),
         frames=np.array([len(utterance.phones) for utterance, *_ in spoken], np.int32),
         phones=np.concatenate([utterance.phones for utterance, *_ in spoken]).astype(np.uint8),
+        pitch=np.concatenate([utterance.pitch for utterance, *_ in spoken]).astype(np.float16),
         voice=np.array([voice for _, voice, _ in spoken], np.int32),
         text=np.array([number for *_, number in spoken], np.int32),
     )
@@ -129,13 +131,14 @@ def held_out(cfg: DictConfig, texts: list[str]) -> None:
 def speak(text: str, voice: Voice, cfg: DictConfig, seed: int) -> Utterance | None:
     """`text` in a voice, its sentences one after the other; None if it is too long or makes no sound."""
     rng = np.random.default_rng(seed)
-    waves, phones = [], []
+    waves, phones, pitch = [], [], []
     for phonemes in teacher().phonemize(text):
         said = say(phonemes, voice, rng)
         if said is None:
             return None
         waves.append(said[0])
         phones.append(said[1])
+        pitch.append(said[2])
     frames = -(-sum(map(len, waves)) // FRAME)
     if not waves or frames > cfg.speech.longest:
         return None
@@ -145,17 +148,23 @@ def speak(text: str, voice: Voice, cfg: DictConfig, seed: int) -> Utterance | No
         wave *= cfg.speech.gain
     else:
         wave *= 10 ** (voice.loudness / 20) / np.sqrt(np.mean(wave[np.abs(wave) > QUIET] ** 2))
-    return Utterance((wave.clip(-1, 1) * 32767).astype(np.int16), halves(np.concatenate(phones), frames))
+    hertz = np.pad(np.concatenate(pitch), (0, 2 * PAUSE))[((np.arange(2 * frames) + 0.5) * HALF).astype(int)]
+    return Utterance(
+        (wave.clip(-1, 1) * 32767).astype(np.int16), halves(np.concatenate(phones), frames), hertz.reshape(frames, 2)
+    )
 
 
-def say(phonemes: str, voice: Voice, rng: np.random.Generator) -> tuple[Floats, Ints] | None:
-    """One sentence's samples and the phone of each hop, with little silence around; None if it makes no sound."""
+def say(phonemes: str, voice: Voice, rng: np.random.Generator) -> tuple[Floats, Ints, Floats] | None:
+    """One sentence's samples, and the phone and the pitch of each hop, with little silence around; None if it makes
+    no sound.
+    """
     from hibari import dsp
 
     ids = teacher().ids(phonemes)
     inputs = {"ids": np.array([ids], np.int64), "speed": np.full(1, voice.pace, np.float32)}
     *spectra, durations = teacher().sess.run(None, inputs)
-    wave = dsp.synth(*scaled(*(spectrum[0] for spectrum in spectra), voice), rng)
+    shaped = scaled(*(spectrum[0] for spectrum in spectra), voice)
+    wave = dsp.synth(*shaped, rng)
     loud = np.abs(wave).reshape(-1, HOP).max(1) > QUIET
     if not loud.any():
         return None
@@ -163,7 +172,8 @@ def say(phonemes: str, voice: Voice, rng: np.random.Generator) -> tuple[Floats, 
     phones = silences(phone_hops(spelt, np.round(durations.ravel() * 2).astype(int), len(loud)), ~loud)
     first, last = np.flatnonzero(loud)[[0, -1]]
     kept = slice(max(0, first - LEAD), min(len(loud), last + 1 + TAIL))
-    return wave[kept.start * HOP : kept.stop * HOP], phones[kept]
+    pitch = np.where(loud & (shaped[-1] > VOICED), shaped[-1], 0)
+    return wave[kept.start * HOP : kept.stop * HOP], phones[kept], pitch[kept]
 
 
 def scaled(harmonics, angles, hiss, residue, phases, f0, voice: Voice):  # type: ignore[no-untyped-def]

@@ -14,14 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model_src.checkpoint import Checkpoint
+from model_src.speech_decoder import SpeechDecoder
+from model_src.speech_encoder import SpeechEncoder
 from pipeline.checkpoints import packaged
 from pipeline.stage import ROOT
 from training.checkpoint import configuration
 from training.codec import load_codec
+from training.networks import codec
 from training.step import on_device, step, work
 from training.talker import Language
 
 PAIRS = Path(__file__).parent / "data" / "pairs.npy"  # uint8 [2048, 2]: the phones of the shipped codec's first codes
+NEW_UNITS = 0.3  # of their own initial weights
 
 
 @step
@@ -33,8 +37,7 @@ def main(cfg: DictConfig) -> None:
         packaged.unpack(ROOT / cfg.start, Path(unpacked))
         shipped = Checkpoint(Path(unpacked))
         networks = {name: shipped.load(name) for name in shipped.names}
-    codec = nn.ModuleList([networks["speech_encoder"], networks["speech_decoder"]])
-    save(codec.state_dict(), work(cfg) / "codec.safetensors")
+    save(nn.ModuleList(codec_of(cfg, networks)).state_dict(), work(cfg) / "codec.safetensors")
     pairs = torch.from_numpy(np.load(PAIRS).astype(np.int64))
     np.save(work(cfg) / "pairs.npy", pairs.numpy())
     torch.set_default_device(cfg.device)
@@ -46,6 +49,16 @@ def main(cfg: DictConfig) -> None:
     known = {name: value for name, value in language.state_dict().items() if not name.startswith("speaker.")}
     save(known, work(cfg) / "talker.safetensors")
     print(f"{work(cfg)}: codec and talker of {cfg.start}")
+
+
+def codec_of(cfg: DictConfig, networks: dict[str, nn.Module]) -> tuple[SpeechEncoder, SpeechDecoder]:
+    """The shipped codec at the size that conf says; residual units that it has not are new, and hardly heard."""
+    both = encoder, decoder = codec(cfg)
+    for unit in (unit for block in encoder.blocks for unit in block.units):
+        unit.conv2.conv.weight.mul_(NEW_UNITS)
+    encoder.load_state_dict(networks["speech_encoder"].state_dict(), strict=False)
+    decoder.load_state_dict(networks["speech_decoder"].state_dict())
+    return both
 
 
 def take(language: Language, networks: dict[str, nn.Module]) -> None:
