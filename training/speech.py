@@ -5,8 +5,8 @@ holds the duration of each phoneme; with that tensor as one more output, every f
 has to be aligned. All other voices are made of hers before her vocoder (voices.py).
 
 A shard holds utterances end to end: `waveform` int16 [samples], `frames` and `voice` and `text` [utterances],
-`phones` [frames, 2], those of each frame's two halves of 40 ms, and `pitch` [frames, 2] in Hz, 0 where there is none. `voice` is an id: of a name in conf, the number of a
-drawn voice, or that of a described one.
+`phones` [frames, 2], those of each frame's two halves of 40 ms, and `pitch` [frames, 2] in Hz, 0 where there is none.
+`voice` is an id: of a name in conf, the number of a drawn voice, or that of a described one.
 """
 
 import json

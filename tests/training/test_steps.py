@@ -13,7 +13,7 @@ from training import voices
 
 pytest.importorskip("hibari", reason="training needs the extra train: pip install -c constraints.txt -e '.[train]'")
 STEPS = ("corpus", "speech", "codec", "talker", "talker talker.acoustics=true", "respeak", "decoder", "checkpoint")
-MANY = ("corpus", "start", "speech", "codes", "talker", "respeak", "decoder", "checkpoint")
+MANY = ("corpus", "start", "speech", "hearing", "decoder", "codes", "talker", "respeak", "decoder", "checkpoint")
 
 
 @pytest.fixture
