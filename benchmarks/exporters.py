@@ -4,7 +4,7 @@
 
 OPTIMUM is an environment with optimum-intel and qwen-tts, artifacts/VARIANT/checkpoint what `python -m
 pipeline.download variant=VARIANT` wrote. In every round each side makes fp16 and int8 graphs in turn, in a temporary
-folder. Ours are those of every component, without the stages' comparisons with PyTorch, which optimum-intel has not.
+folder. Ours are those of the same layout, without the stages' comparisons with PyTorch, which optimum-intel has not.
 """
 
 import argparse
@@ -17,26 +17,27 @@ from pathlib import Path
 
 from model_src.checkpoint import Checkpoint
 from pipeline.compress import by_component
-from pipeline.graphs.adaptors import graph_names
+from pipeline.graphs.adaptors import GRAPHS
 from pipeline.graphs.compression import compress
 from pipeline.graphs.convert import export
 from pipeline.stage import alone, configuration, paths
 from qwen3_tts_ov.memory import peak_bytes
 
 PRECISIONS = ("fp16", "int8")
+LAYOUT = "genai"  # of the same graphs as optimum-intel makes
 
 
 def ours(variant: str, precision: str, folder: Path) -> tuple[float, float]:
     """Seconds and the largest process' gigabytes."""
-    cfg = configuration([f"variant={variant}", f"precision={precision}"])
+    cfg = configuration([f"variant={variant}", f"precision={precision}", f"layout={LAYOUT}"])
     policies = by_component(cfg.precision, "weights")
     kind = Checkpoint(paths(cfg).checkpoint).config.tts_model_type
     (folder / "exported").mkdir()
     start, peak = time.perf_counter(), 0
-    for name in graph_names(cfg.layout, kind):
+    for name in (name for name in cfg.layout.graphs if kind in GRAPHS[name].kinds):
         made = alone(export, name, paths(cfg).checkpoint, folder / "exported", {}, cfg.layout)
         source = folder / "exported" / f"{name}.xml"
-        stored = alone(compress, source, folder / source.name, policies[name], folder)
+        stored = alone(compress, source, folder / source.name, policies[GRAPHS[name].adapts or name], folder)
         peak = max(peak, made["peak_bytes"], stored["peak_bytes"])
         for part in (source, source.with_suffix(".bin")):
             part.unlink()

@@ -42,8 +42,8 @@ from pipeline.judging.scorers import (
     at_rate,
     own,
     suitable,
-    wrong_words,
 )
+from pipeline.judging.words import wrong_words
 from pipeline.stage import ROOT, PipelineError, main, output, paths, read_report, report, track
 from qwen3_tts_ov import Bundle, Synthesizer, audio
 from qwen3_tts_ov.manifest import read_manifest

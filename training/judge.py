@@ -16,7 +16,9 @@ from transformers import Qwen2Tokenizer
 
 from model_src.checkpoint import Checkpoint
 from model_src.generate import SpeechModel
-from pipeline.judging.scorers import RATE, Whisper, normalised, package
+from pipeline.judging.prosody import RATE
+from pipeline.judging.scorers import package
+from pipeline.judging.words import Whisper, normalised
 from qwen3_tts_ov import prompt
 from qwen3_tts_ov.sampling import Sampling
 from training.checkpoint import folder

