@@ -25,6 +25,8 @@ def step(run: Callable[[DictConfig], None]) -> Callable[[], None]:
             run(cfg)
         except TrainingError as error:
             sys.exit(f"error: {error}")
+        except FileNotFoundError as error:
+            sys.exit(f"error: {error}; if a step before this one writes it (training/README.md), run that first")
 
     return hydra.main(version_base=None, config_path=CONF, config_name="config")(guarded)
 
