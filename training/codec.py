@@ -49,10 +49,13 @@ def main(cfg: DictConfig) -> None:
 
 
 def load_codec(cfg: DictConfig) -> tuple[SpeechEncoder, SpeechDecoder, ResidualQuantizer]:
-    """The trained codec, refined (decoder.py) if it has been."""
+    """The trained codec, refined (decoder.py) if it has been; its tables are not learnt by gradients."""
     encoder, decoder = codec(cfg)
     refined, made = work(cfg) / "refined.safetensors", work(cfg) / "codec.safetensors"
     torch.nn.ModuleList([encoder, decoder]).load_state_dict(load_file(refined if refined.exists() else made))
+    for network in (encoder, decoder):
+        network.semantic.tables.requires_grad_(False)
+        network.acoustic.tables.requires_grad_(False)
     quantizer = ResidualQuantizer(
         cfg.codec.groups, cfg.codec.rows, encoder.config.codebook_dim, cfg.talker.predicted
     ).to(cfg.device)

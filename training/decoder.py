@@ -33,7 +33,7 @@ WARMUP = 50  # steps
 ADVERSARIAL_FROM = 300  # steps over which the discriminators gain their full weight
 PITCH = 1.0  # weight
 # Of how far the latents' variance is from 1. Without it, and with four times PITCH, the encoder told pitch ever louder,
-# until the first codebook held little else.
+# until the first codebook's rows were three times as long and words were lost.
 VARIANCE = 0.3
 MISTAKEN = 0.2  # of the utterances begin from the first codes that the encoder heard
 
@@ -86,11 +86,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.device == "cuda":
         torch.backends.cudnn.benchmark = True
     encoder, decoder, quantizer = load_codec(cfg)
-    encoder.requires_grad_(cfg.decoder.encoder)
+    if not cfg.decoder.encoder:
+        encoder.requires_grad_(False)
     quantizer.train(cfg.decoder.codebooks)
-    for network in (encoder, decoder):
-        network.semantic.tables.requires_grad_(False)
-        network.acoustic.tables.requires_grad_(False)
     speech = dataset.load(cfg, corpus(cfg)["train"])
     pitch = load_pitch(cfg)
     train(Refinement(cfg, nn.ModuleList([encoder, decoder]), Codes(cfg, encoder, quantizer, pitch, speech), speech))
@@ -102,7 +100,7 @@ class Refinement:
     def __init__(self, cfg: DictConfig, both: nn.ModuleList, codes: Codes, speech: Speech) -> None:
         self.cfg, self.both, self.codes, self.speech = cfg, both, codes, speech
         self.discriminators, self.spectra = Discriminators(), Spectra()
-        known = work(cfg) / "discriminators.safetensors"
+        known = work(cfg) / "discriminators.safetensors"  # of a run before, on the same codec
         if known.exists():
             self.discriminators.load_state_dict(load_file(known, device=cfg.device))
         trained = [p for p in (*both.parameters(), *codes.pitch.parameters()) if p.requires_grad]

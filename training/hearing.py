@@ -1,8 +1,8 @@
 """The encoder hears pitch: a codec of two voices can do without, since their melody follows from what is said.
 
-The spectra of decoded speech do not teach it: only a decoder that puts harmonics where the latents say would pass on
-that they are wrong. So pitch, which the teacher knows, is read off the latents by one linear layer, and the encoder
-learns what that layer needs. Beside it, it still tells phones, and its latents stay near what they were.
+Comparing spectra does not teach it: as long as the decoder does not place harmonics by the latents, the encoder gets no
+gradient for them. So one linear layer reads pitch, which the teacher knows, off the latents, and the encoder learns to
+supply it. Meanwhile it goes on telling phones, and its latents stay near what they were.
 """
 
 import math
@@ -23,7 +23,7 @@ from training.losses import Pitch
 from training.step import corpus, on_device, step, work
 
 WARMUP = 100  # steps
-NEAR = 0.2  # weight of how far the latents have moved
+PITCH, RECOGNITION, NEAR = 4.0, 0.2, 0.2  # weights: pitch, the first code, and how far the latents have moved
 
 
 @step
@@ -32,8 +32,6 @@ def main(cfg: DictConfig) -> None:
     if cfg.device == "cuda":
         torch.backends.cudnn.benchmark = True
     encoder, decoder, _ = load_codec(cfg)
-    encoder.semantic.tables.requires_grad_(False)
-    encoder.acoustic.tables.requires_grad_(False)
     pitch = Pitch(encoder.config.codebook_dim)
     train(cfg, encoder, pitch, dataset.load(cfg, corpus(cfg)["train"]))
     save_file(pitch.state_dict(), work(cfg) / "pitch.safetensors")
@@ -64,7 +62,7 @@ def train(cfg: DictConfig, encoder: SpeechEncoder, pitch: Pitch, speech: Speech)
         loss, octaves = pitch(latents, speech.pitch[frames])
         recognition = F.cross_entropy(logits.flatten(0, 1), speech.first[frames].flatten())
         moved = F.mse_loss(latents, known)
-        descend(optimizer, 4 * loss + 0.2 * recognition + NEAR * moved, 20.0)
+        descend(optimizer, PITCH * loss + RECOGNITION * recognition + NEAR * moved, 20.0)
         return {"pitch": loss, "octaves": octaves, "recognition": recognition, "moved": moved}
 
     recorded = Recorded(learn, cfg.device)

@@ -148,9 +148,10 @@ def speak(text: str, voice: Voice, cfg: DictConfig, seed: int) -> Utterance | No
         wave *= cfg.speech.gain
     else:
         wave *= 10 ** (voice.loudness / 20) / np.sqrt(np.mean(wave[np.abs(wave) > QUIET] ** 2))
-    hertz = np.pad(np.concatenate(pitch), (0, 2 * PAUSE))[((np.arange(2 * frames) + 0.5) * HALF).astype(int)]
     return Utterance(
-        (wave.clip(-1, 1) * 32767).astype(np.int16), halves(np.concatenate(phones), frames), hertz.reshape(frames, 2)
+        (wave.clip(-1, 1) * 32767).astype(np.int16),
+        halves(np.concatenate(phones), frames),
+        middles(np.concatenate(pitch), frames),
     )
 
 
@@ -260,6 +261,12 @@ def halves(phones: Ints, frames: int) -> Ints:
                     pair[side] = phone
         pairs[frame] = pair
     return pairs
+
+
+def middles(pitch: Floats, frames: int) -> Floats:
+    """[hops] to [frames, 2], the pitch in the middle of each half frame; 0 after the end."""
+    hops = ((np.arange(2 * frames) + 0.5) * HALF).astype(int)
+    return np.where(hops < len(pitch), pitch[np.minimum(hops, len(pitch) - 1)], 0).reshape(frames, 2)
 
 
 @cache

@@ -56,7 +56,7 @@ def codec_of(cfg: DictConfig, networks: dict[str, nn.Module]) -> tuple[SpeechEnc
     both = encoder, decoder = codec(cfg)
     for unit in (unit for block in encoder.blocks for unit in block.units):
         unit.conv2.conv.weight.mul_(NEW_UNITS)
-    encoder.load_state_dict(networks["speech_encoder"].state_dict(), strict=False)
+    encoder.load_state_dict(encoder.state_dict() | networks["speech_encoder"].state_dict())
     decoder.load_state_dict(networks["speech_decoder"].state_dict())
     return both
 

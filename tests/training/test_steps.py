@@ -6,8 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import soxr
+from omegaconf import OmegaConf
 
 from model_src.checkpoint import Checkpoint
+from pipeline.judging.prosody import RATE, median_pitch
 from pipeline.stage import ROOT
 from training import voices
 
@@ -60,6 +63,20 @@ def test_the_shipped_voice_goes_on_to_one_that_clones_and_follows_descriptions(w
     for kind in ("base", "voice_design"):
         Checkpoint(tmp_path / "work/checkpoint" / kind).verify()
     assert "speaker_encoder" in Checkpoint(tmp_path / "work/checkpoint/base").names
+
+
+def test_the_pitch_that_is_told_is_heard_in_the_speech():
+    from training import speech
+
+    cfg = OmegaConf.create({"speech": {"gain": 1.3, "longest": 200}})
+    for factor in (0.6, 1.2):
+        said = speech.speak("The old man told us a story about the war.", voices.Voice(pitch=factor), cfg, 0)
+        assert said.pitch.shape == (len(said.waveform) // speech.FRAME, 2)
+        frames = soxr.resample(said.waveform.astype(np.float32) / 32767, speech.RATE, RATE).reshape(len(said.pitch), -1)
+        voiced = [(told, median_pitch(frame)) for told, frame in zip(said.pitch, frames, strict=True) if all(told)]
+        apart = [heard / told.mean() for told, heard in voiced if heard]
+        assert len(apart) > 5
+        assert np.median(apart) == pytest.approx(1, abs=0.02)
 
 
 def test_a_voice_that_is_described_is_known_by_its_id():
