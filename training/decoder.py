@@ -31,10 +31,9 @@ from training.step import corpus, on_device, step, work
 
 WARMUP = 50  # steps
 ADVERSARIAL_FROM = 300  # steps over which the discriminators gain their full weight
-PITCH = 1.0  # weight
-# Of how far the latents' variance is from 1. Without it, and with four times PITCH, the encoder told pitch ever louder,
-# until the first codebook's rows were three times as long and words were lost.
-VARIANCE = 0.3
+ADVERSARIAL = 0.5  # weights: what the discriminators say,
+PITCH = 2.0  # where latents hold it,
+VARIANCE = 0.3  # and how far the latents' size is from what it was; without this, they grow until words are lost
 MISTAKEN = 0.2  # of the utterances begin from the first codes that the encoder heard
 
 
@@ -42,13 +41,16 @@ class Codes:
     """What is decoded: what the encoder hears and, once written, what the talker says."""
 
     def __init__(
-        self, cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, pitch: Pitch, speech: Speech
+        self, cfg: DictConfig, encoder: SpeechEncoder, quantizer: ResidualQuantizer, pitch: Pitch | None, speech: Speech
     ) -> None:
         self.cfg, self.encoder, self.quantizer, self.pitch = cfg, encoder, quantizer, pitch
         self.first, self.hertz = speech.first, speech.pitch
         self.heard = torch.tensor(list(cfg.decoder.heard))
         self.said_path = work(cfg) / "said.npz"
         self.said: Tensor | None = None
+        with torch.no_grad():
+            latents, _ = listen(cfg, encoder, speech.audio(speech.crops(cfg.decoder.batch, cfg.decoder.frames)))
+            self.variance = latents.flatten(0, 1).var(0).mean()
 
     def look(self) -> bool:
         """Takes up the talker's codes if they have been written meanwhile; whether they have."""
@@ -68,15 +70,18 @@ class Codes:
         acoustics, commitment = self.quantizer(latents, self.heard[torch.randint(len(self.heard), (len(latents),))])
         first = self.first[frames]
         recognition = F.cross_entropy(logits.flatten(0, 1), first.flatten())
-        pitch, octaves = self.pitch(acoustics, self.hertz[frames])
+        loss = 0.75 * commitment + 0.2 * recognition
+        loss = loss + VARIANCE * (latents.flatten(0, 1).var(0).mean() / self.variance).log().square()
+        octaves = loss.new_zeros(())
+        if self.pitch:
+            loss = loss + PITCH * self.pitch(latents, self.hertz[frames])[0]
+            octaves = self.pitch(acoustics, self.hertz[frames])[1]
         spoken = torch.zeros(len(frames), 1, dtype=torch.bool)
         if self.said is not None:
             said = self.said[frames].long()
             spoken = (said >= 0).all(-1).all(-1, keepdim=True) & (torch.rand(len(frames), 1) < 0.5)
             acoustics = torch.where(spoken[..., None], self.quantizer.sum(said.clamp(min=0)), acoustics)
         mistaken = ~spoken & (torch.rand(len(frames), 1) < MISTAKEN)
-        loss = 0.75 * commitment + 0.2 * recognition + PITCH * pitch
-        loss = loss + VARIANCE * latents.flatten(0, 1).var(0).mean().clamp(min=1e-6).log().square()
         return torch.where(mistaken, logits.argmax(-1), first), acoustics, loss, octaves
 
 
@@ -103,7 +108,7 @@ class Refinement:
         known = work(cfg) / "discriminators.safetensors"  # of a run before, on the same codec
         if known.exists():
             self.discriminators.load_state_dict(load_file(known, device=cfg.device))
-        trained = [p for p in (*both.parameters(), *codes.pitch.parameters()) if p.requires_grad]
+        trained = [p for p in both.parameters() if p.requires_grad]
         self.ours = adam(trained, cfg.decoder.rate)
         self.rival = adam(list(self.discriminators.parameters()), cfg.decoder.rival)
         self.weight = torch.zeros(())  # of what the discriminators say
@@ -143,14 +148,14 @@ class Refinement:
 
 def train(task: Refinement) -> None:
     cfg, draw = task.cfg, random.Random(task.cfg.seed)
-    modules = [task.both, task.discriminators, task.codes.quantizer, task.codes.pitch]
+    modules = [task.both, task.discriminators, task.codes.quantizer]
     settings = cfg.decoder
     loop = Loop("decoder", work(cfg), settings.steps, settings.minutes, modules, [task.ours, task.rival], 0.998)
     task.codes.look()
     steps = {lead: Recorded(partial(task, lead), cfg.device) for lead in (0, LEAD)}
     for part in loop:
         loop.rate(min(1, (loop.step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * part)))
-        task.weight.fill_(min(1, loop.step / ADVERSARIAL_FROM))
+        task.weight.fill_(ADVERSARIAL * min(1, loop.step / ADVERSARIAL_FROM))
         if loop.step % 200 == 199:
             with loop.averaged():
                 write(task)

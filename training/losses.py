@@ -17,6 +17,7 @@ PERIODS = (2, 3, 5, 7, 11)
 JUDGED = 16_384  # samples that the discriminators see
 LOUD = 8.0  # times what speech has
 MIDDLE = 160.0  # Hz of a pitch that is told as 0 octaves
+OCTAVE, VOICED = 8.0, 2.0  # in latents, whose largest deviation in any direction is about 5
 
 
 def mel_filters(size: int, bands: int, rate: int = 24_000) -> Tensor:
@@ -91,21 +92,36 @@ class SpectrumDiscriminator(nn.Module):
         return judge(torch.view_as_real(z).permute(0, 3, 2, 1), self.layers, self.last)
 
 
-class Pitch(nn.Linear):
-    """Reads voicing and pitch off latents [batch, frames, size], which therefore have to hold them."""
+class Pitch(nn.Module):
+    """Pitch and voicing of a frame's halves, in four directions of the latents [batch, frames, size].
+
+    How far a latent lies along them is given. A layer that learns to read pitch asks for ever larger latents instead,
+    in which it is quantised finer, until codes have no room for words.
+    """
 
     def __init__(self, size: int) -> None:
-        super().__init__(size, 4)
+        super().__init__()
+        self.register_buffer("directions", torch.eye(4, size))
+
+    @torch.no_grad()
+    def choose(self, latents: Tensor) -> None:
+        """Takes the directions in which latents [count, size] hold least."""
+        self.directions.copy_(torch.linalg.eigh(latents.T.cov())[1][:, :4].T)
+
+    def without(self, latents: Tensor) -> Tensor:
+        """Latents with nothing in these directions."""
+        return latents - latents @ self.directions.T @ self.directions
 
     def forward(self, latents: Tensor, hertz: Tensor) -> tuple[Tensor, Tensor]:
         """The loss for a true pitch [batch, frames, 2], 0 where there is none, and the error in octaves."""
-        octaves, voicing = super().forward(latents).split(2, -1)
+        octaves, voicing = (latents @ self.directions.T).split(2, -1)
+        octaves = octaves / OCTAVE
         voiced = (hertz > 0).float()
         wanted = (hertz.clamp(min=40) / MIDDLE).log2()
         count = voiced.sum() + 1
         error = ((octaves - wanted).abs() * voiced).sum() / count
         loss = (F.smooth_l1_loss(octaves, wanted, reduction="none", beta=0.05) * voiced).sum() / count
-        return loss + 0.3 * F.binary_cross_entropy_with_logits(voicing, voiced), error
+        return loss + 0.1 * F.mse_loss(voicing / VOICED, 2 * voiced - 1), error
 
 
 def convolution(

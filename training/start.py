@@ -25,7 +25,6 @@ from training.step import on_device, step, work
 from training.talker import Language
 
 PAIRS = Path(__file__).parent / "data" / "pairs.npy"  # uint8 [2048, 2]: the phones of the shipped codec's first codes
-NEW_UNITS = 0.3  # of their own initial weights
 
 
 @step
@@ -52,10 +51,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def codec_of(cfg: DictConfig, networks: dict[str, nn.Module]) -> tuple[SpeechEncoder, SpeechDecoder]:
-    """The shipped codec at the size that conf says; residual units that it has not are new, and hardly heard."""
+    """The shipped codec at the size that conf says; residual units that it has not say nothing at first."""
     both = encoder, decoder = codec(cfg)
     for unit in (unit for block in encoder.blocks for unit in block.units):
-        unit.conv2.conv.weight.mul_(NEW_UNITS)
+        unit.conv2.conv.weight.zero_()
     encoder.load_state_dict(encoder.state_dict() | networks["speech_encoder"].state_dict())
     decoder.load_state_dict(networks["speech_decoder"].state_dict())
     return both

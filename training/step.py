@@ -39,6 +39,7 @@ def on_device(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark_limit = 4  # of a convolution's kernels: to time more takes a minute of each run
 
 
 def work(cfg: DictConfig) -> Path:

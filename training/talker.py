@@ -153,7 +153,7 @@ class Language(nn.Module):
     @torch.no_grad()
     def take(self, state: dict[str, Tensor]) -> None:
         """Goes on from saved weights, whose codebooks may have been scaled otherwise and which may know no speakers."""
-        codebooks = self.codebooks
+        codebooks = self.codebooks.clone()
         known = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("speaker.")}
         self.load_state_dict(known | state)
         if codebooks.any() and self.codebooks.any():

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soxr
+import torch
 from omegaconf import OmegaConf
 
 from model_src.checkpoint import Checkpoint
@@ -63,6 +64,40 @@ def test_the_shipped_voice_goes_on_to_one_that_clones_and_follows_descriptions(w
     for kind in ("base", "voice_design"):
         Checkpoint(tmp_path / "work/checkpoint" / kind).verify()
     assert "speaker_encoder" in Checkpoint(tmp_path / "work/checkpoint/base").names
+
+
+def test_a_talker_that_goes_on_says_the_codes_of_the_codec_at_hand(tmp_path):
+    from hydra import compose, initialize_config_dir
+
+    from training.checkpoint import configuration
+    from training.step import CONF
+    from training.talker import Language
+
+    with initialize_config_dir(CONF, version_base=None):
+        cfg = compose("toy", [f"work={tmp_path}"])
+    before, after = (Language(cfg, configuration(cfg), None) for _ in range(2))
+    before.codebooks.normal_()
+    after.codebooks = 2 * before.codebooks
+    after.take(before.state_dict())
+    assert torch.equal(after.codebooks, 2 * before.codebooks)
+    codes = torch.randint(cfg.codec.rows, (5, cfg.talker.predicted))
+    torch.testing.assert_close(after.said(codes), before.said(codes))
+    torch.testing.assert_close(after.group_heads(), before.group_heads())
+
+
+def test_latents_hold_pitch_where_they_held_least():
+    from training.losses import Pitch
+
+    latents = torch.randn(1000, 8) * torch.tensor([3.0, 0.1, 2.0, 0.1, 1.0, 0.1, 2.0, 0.1])
+    pitch = Pitch(8)
+    pitch.choose(latents)
+    torch.testing.assert_close(pitch.without(latents)[:, ::2], latents[:, ::2], rtol=0, atol=0.1)
+    hertz = torch.tensor([[[320.0, 80.0]]])
+    right = torch.tensor([[[8.0, -8.0, 2.0, 2.0]]]) @ pitch.directions
+    for latent, octaves in ((right, 0.0), (right / 2, 0.5)):
+        loss, apart = pitch(latent, hertz)
+        assert apart.item() == pytest.approx(octaves * 2 / 3, abs=1e-5)  # of two voiced halves and the one in reserve
+        assert (loss < 1e-6).item() == (octaves == 0)
 
 
 def test_the_pitch_that_is_told_is_heard_in_the_speech():
