@@ -16,7 +16,7 @@ import pytest
 
 from qwen3_tts_ov import Bundle, DeviceError, RequestError, Synthesizer
 from qwen3_tts_ov.app.server import application
-from qwen3_tts_ov.batching import Blocks
+from qwen3_tts_ov.batching import Blocks, Job, Seat
 from qwen3_tts_ov.engine import why_alone
 from qwen3_tts_ov.errors import Cancelled
 from tests.conftest import until
@@ -197,6 +197,22 @@ def test_a_fault_in_one_request_leaves_the_others_whole(synthesizer, monkeypatch
             next(sick)
         with pytest.raises(DeviceError):
             raise healthy.exception(60) or DeviceError("it was through before")
+
+
+def test_speech_decoders_run_side_by_side_where_theirs_has_streams(artifact, model_cache, monkeypatch):
+    """Also beside one that fails, whose fault is its own."""
+    bundle, streams = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8")), {"NUM_STREAMS": 2}
+    synthesizer = Synthesizer(bundle, properties={"speech_decoder": streams}, cache_dir=model_cache, slots=SLOTS)
+    codes = synthesizer.speak("Hi.", seed=1, max_frames=4).codes
+    batch, both = synthesizer.engine.batch, threading.Barrier(2, timeout=60)
+    run = batch._infer_together
+    monkeypatch.setattr(batch, "_infer_together", lambda name, jobs: (both.wait(), run(name, jobs))[1])
+    seats = [Seat(batch, synthesizer.engine._request("speech_decoder")) for _ in range(2)]
+    well, badly = (Job(seat, {"codes": each}) for seat, each in zip(seats, (codes.T[None], codes), strict=True))
+    batch._serve("speech_decoder", [well, badly])
+    assert isinstance(badly.error, DeviceError)
+    expected = synthesizer.engine._request("speech_decoder").infer({"codes": codes.T[None]})["waveform"]
+    np.testing.assert_array_equal(well.result["waveform"], expected)
 
 
 @pytest.mark.usefixtures("short_pieces")
