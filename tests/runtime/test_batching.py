@@ -199,17 +199,16 @@ def test_a_fault_in_one_request_leaves_the_others_whole(synthesizer, monkeypatch
             raise healthy.exception(60) or DeviceError("it was through before")
 
 
-def test_speech_decoders_run_side_by_side_where_theirs_has_streams(artifact, model_cache, monkeypatch):
-    """Also beside one that fails, whose fault is its own."""
-    bundle, streams = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8")), {"NUM_STREAMS": 2}
-    synthesizer = Synthesizer(bundle, properties={"speech_decoder": streams}, cache_dir=model_cache, slots=SLOTS)
+def test_speech_decoders_that_run_side_by_side_fail_each_for_itself(synthesizer, monkeypatch):
     codes = synthesizer.speak("Hi.", seed=1, max_frames=4).codes
     batch, both = synthesizer.engine.batch, threading.Barrier(2, timeout=60)
     run = batch._infer_together
     monkeypatch.setattr(batch, "_infer_together", lambda name, jobs: (both.wait(), run(name, jobs))[1])
     seats = [Seat(batch, synthesizer.engine._request("speech_decoder")) for _ in range(2)]
-    well, badly = (Job(seat, {"codes": each}) for seat, each in zip(seats, (codes.T[None], codes), strict=True))
-    batch._serve("speech_decoder", [well, badly])
+    well, badly = (Job(seat, {name: codes.T[None]}) for seat, name in zip(seats, ("codes", "nothing"), strict=True))
+    with ThreadPoolExecutor(2) as two:  # as many as streams; a plugin makes no more of those than it has cores
+        monkeypatch.setattr(batch, "_side_by_side", two)
+        batch._serve("speech_decoder", [well, badly])
     assert isinstance(badly.error, DeviceError)
     expected = synthesizer.engine._request("speech_decoder").infer({"codes": codes.T[None]})["waveform"]
     np.testing.assert_array_equal(well.result["waveform"], expected)
