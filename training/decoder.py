@@ -32,7 +32,7 @@ from training.step import corpus, on_device, step, work
 WARMUP = 50  # steps
 ADVERSARIAL_FROM = 300  # steps over which the discriminators gain their full weight
 ADVERSARIAL = 0.5  # weights: what the discriminators say,
-PITCH = 2.0  # where latents hold it,
+PITCH = 4.0  # where latents hold it,
 VARIANCE = 0.3  # and how far the latents' size is from what it was; without this, they grow until words are lost
 MISTAKEN = 0.2  # of the utterances begin from the first codes that the encoder heard
 
