@@ -224,8 +224,7 @@ class Engine:
         positions = max(slots * _POSITIONS, self.model.config["talker_config"]["max_position_embeddings"])
         if (available := memory.available_bytes()) is not None:
             positions = min(positions, int(_MEMORY_SHARE * available) // _cache_bytes(talker))
-        streams = int(self.property("speech_decoder", "NUM_STREAMS") or 1)
-        return Batch(slots, talker, predictors, positions, infer, streams)
+        return Batch(slots, talker, predictors, positions, infer)
 
     def _request(self, name: str) -> ov.InferRequest:
         with boundary(DeviceError, f"{name} failed", reason):

@@ -75,6 +75,7 @@ def test_a_talker_that_goes_on_says_the_codes_of_the_codec_at_hand(tmp_path):
 
     with initialize_config_dir(CONF, version_base=None):
         cfg = compose("toy", [f"work={tmp_path}"])
+    torch.manual_seed(0)
     before, after = (Language(cfg, configuration(cfg), None) for _ in range(2))
     before.codebooks.normal_()
     after.codebooks = 2 * before.codebooks
@@ -88,6 +89,7 @@ def test_a_talker_that_goes_on_says_the_codes_of_the_codec_at_hand(tmp_path):
 def test_latents_hold_pitch_where_they_held_least():
     from training.losses import Pitch
 
+    torch.manual_seed(0)
     latents = torch.randn(1000, 8) * torch.tensor([3.0, 0.1, 2.0, 0.1, 1.0, 0.1, 2.0, 0.1])
     pitch = Pitch(8)
     pitch.choose(latents)
