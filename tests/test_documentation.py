@@ -30,6 +30,8 @@ CELL = "artifacts/tiny-custom-voice/int8"
 STANDS_FOR = {
     # Cells that would have to be built, and the one that is built already.
     r"\b(0\.6b-custom-voice|0\.6b-base|tiny-base|mini-custom-voice|my-voice)\b": "tiny-custom-voice",
+    r"artifacts/mini-base/int8/bundle\b": "{base}",
+    r"artifacts/mini-voice-design/int8/bundle\b": "{design}",
     r"\bs3://bucket/path\b": "{desk}/remote",
     # Bundles of each kind, by their names in the documents.
     r"\bBUNDLE\b": f"{CELL}/bundle",

@@ -1,8 +1,8 @@
-"""A checkpoint small enough for a git repository: matrices in 8 bits, rows that say nothing left out.
+"""A checkpoint small enough for a git repository: matrices in 6 bits, rows that say nothing left out.
 
-`voices/<name>/` holds what is a voice's own; `voices/common/` what all voices share: the codec and the tokenizer. Of
-voices that one training made, one stores the weights; in their place another has the file `weights_of.txt` with that
-one's name, and takes of its weights those that its own config.json lists.
+`voices/common/` holds the tokenizer and the codec of the first voice; `voices/<name>/` what is a voice's own, which may
+be another codec. Of voices that one training made, one stores the weights; in their place another has the file
+`weights_of.txt` with that one's name, and takes of its weights those that its own config.json lists.
 
 `unpack` makes of all this a checkpoint in the released layout, the same to the bit on every machine, as each of its
 numbers is a product that float32 holds exactly.
@@ -13,9 +13,11 @@ packs one and prints the revision that conf/variant/<name>.yaml must name.
 """
 
 import json
+import math
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,41 +37,47 @@ WEIGHTS_OF = "weights_of.txt"  # not a symbolic link: a clone on Windows makes a
 DTYPES = dict(zip(WEIGHTS, ("BF16", "F32"), strict=True))  # as in the releases
 TEXT_EMBEDDING = "talker.model.text_embedding.weight"
 GROUP = 32  # numbers along a row that share a scale
+BITS, LARGEST = 6, 31  # of a level; files of an earlier form have 8, each in a byte
 SMALL = 4096  # norms, biases and other tensors with fewer numbers are stored as they are
 Arrays = dict[str, NDArray]
 
 
 def pack(checkpoint: Path, packed: Path) -> None:
-    """Writes a checkpoint of one file of weights for each model to the folder `packed` and to `common` beside it.
+    """Writes a checkpoint of one file of weights for each model to the folder `packed`, and to `common` beside it what
+    no voice there has otherwise.
 
-    Raises PipelineError for a folder that is no such checkpoint, and where a voice that is there already shares another
-    codec or tokenizer.
+    Raises PipelineError for a folder that is no such checkpoint.
     """
     names = select(list_files(checkpoint), lambda name: (checkpoint / name).read_bytes(), None)
-    for name in (*OWN, WEIGHTS_OF):
-        (packed / name).unlink(missing_ok=True)
-    others = [each.name for each in packed.parent.glob("*/") if each.name not in (COMMON, packed.name)]
+    if sharded := [name for name in names if name.endswith(".safetensors") and name not in WEIGHTS]:
+        raise PipelineError(f"{checkpoint / sharded[0]}: put the weights of a model into one file; these are sharded")
+    others = [each for each in packed.parent.glob("*/") if each.name not in (COMMON, packed.name)]
+    (packed / WEIGHTS_OF).unlink(missing_ok=True)
     for name in names:
-        path = home(name, packed)
-        before = fingerprint(path) if path.exists() else None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        own, common = packed / name, packed.parent / COMMON / name
+        own.parent.mkdir(parents=True, exist_ok=True)
         if name in WEIGHTS:
-            save_file(packed_weights(checkpoint, name), path)
-        elif name.endswith(".safetensors"):
-            raise PipelineError(f"{checkpoint / name}: put the weights of a model into one file; these are sharded")
+            save_file(packed_weights(checkpoint, name), own)
         else:
-            shutil.copyfile(checkpoint / name, path)
-        if others and before not in (None, fingerprint(path)):
-            raise PipelineError(f"{path}: {', '.join(others)} needs the one that was there; `git checkout` it")
+            shutil.copyfile(checkpoint / name, own)
+        if name not in OWN:
+            if not (others and common.is_file()):
+                common.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(own, common)
+            if fingerprint(own) == fingerprint(common):
+                own.unlink()
     share_weights(packed)
+    with suppress(OSError):
+        (packed / Path(WEIGHTS[1]).parent).rmdir()  # where all of it is common
 
 
 def share_weights(packed: Path) -> None:
     """Puts the name of another voice in place of a voice's weights, where that one holds the same and perhaps more."""
-    own = packed / WEIGHTS[0]
+    arrays = {name: load_file(home(name, packed)) for name in WEIGHTS}
     for other in sorted(packed.parent.glob(f"*/{WEIGHTS[0]}")):
-        if other != own and holds(other, load_file(own)):
-            own.unlink()
+        if other.parent != packed and all(holds(home(name, other.parent), arrays[name]) for name in WEIGHTS):
+            for name in WEIGHTS:
+                (packed / name).unlink(missing_ok=True)
             (packed / WEIGHTS_OF).write_text(f"{other.parent.name}\n", encoding="utf-8")
             return
 
@@ -121,13 +129,11 @@ def configurations(packed: Path) -> tuple[Config, Config]:
 
 
 def home(name: str, packed: Path) -> Path:
-    """Where a file of a checkpoint is kept: with the voice, in `common`, or with the voice whose weights it takes."""
-    if name not in OWN:
-        return packed.parent / COMMON / name
-    shared = packed / WEIGHTS_OF
-    if name == WEIGHTS[0] and shared.is_file():
-        return packed.parent / shared.read_text(encoding="utf-8").strip() / name
-    return packed / name
+    """Where a file of a checkpoint is kept: with the voice, with the voice whose weights it takes, or in `common`."""
+    own, shared, common = packed / name, packed / WEIGHTS_OF, packed.parent / COMMON / name
+    if name in WEIGHTS and shared.is_file():
+        own = packed.parent / shared.read_text(encoding="utf-8").strip() / name
+    return own if name in OWN or own.is_file() else common
 
 
 def packed_weights(checkpoint: Path, name: str) -> Arrays:
@@ -145,8 +151,8 @@ def packed_weights(checkpoint: Path, name: str) -> Arrays:
 def packed_tensor(values: NDArray[np.float32]) -> Arrays:
     """A tensor [rows, ...] in parts: `whole`, or
 
-    `levels` int8 [rows kept, numbers], `scales` float16 [rows kept, groups], `shape`, and, where some rows are
-    the same number throughout, `kept`, the indices of all other rows, and `constants` [rows].
+    `bits` uint8 [rows kept, bytes], `scales` float16 [rows kept, groups], `shape`, and, where some rows are the same
+    number throughout, `kept`, the indices of all other rows, and `constants` [rows].
     """
     if values.ndim < 2 or values.size < SMALL:
         return {"whole": values}
@@ -159,11 +165,29 @@ def packed_tensor(values: NDArray[np.float32]) -> Arrays:
         rows = rows[kept]
     groups = grouped(rows)
     largest = np.abs(groups).max(axis=-1)
-    scales = (largest / 127).astype(np.float16)
-    scales = np.where(scales * np.float32(127) < largest, np.nextafter(scales, np.float16(np.inf)), scales)
+    scales = (largest / LARGEST).astype(np.float16)
+    scales = np.where(scales * np.float32(LARGEST) < largest, np.nextafter(scales, np.float16(np.inf)), scales)
     steps = np.where(scales > 0, scales, np.inf).astype(np.float32)[..., None]
-    levels = np.clip(np.rint(groups / steps), -127, 127).astype(np.int8)
-    return parts | {"levels": joined(levels, rows.shape[1]), "scales": scales}
+    levels = np.clip(np.rint(groups / steps), -LARGEST, LARGEST).astype(np.int8)
+    return parts | {"bits": bits(joined(levels, rows.shape[1])), "scales": scales}
+
+
+def bits(levels: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Levels [rows, numbers] without the two bits of a byte that they do not need: [rows, bytes]."""
+    rows, numbers = levels.shape
+    each = np.unpackbits((levels + LARGEST).astype(np.uint8)[..., None], axis=-1)[..., -BITS:]
+    return np.packbits(each.reshape(rows, numbers * BITS), axis=-1)
+
+
+def levels_of(parts: Arrays) -> NDArray[np.int8]:
+    """The levels [rows kept, numbers] of a packed tensor."""
+    if "levels" in parts:
+        return parts["levels"]
+    numbers = math.prod(map(int, parts["shape"][1:]))
+    rows = len(parts["bits"])
+    each = np.unpackbits(parts["bits"], axis=-1, count=numbers * BITS).reshape(rows, numbers, BITS)
+    padded = np.pad(each, ((0, 0), (0, 0), (8 - BITS, 0)))
+    return np.packbits(padded, axis=-1)[..., 0].astype(np.int8) - np.int8(LARGEST)
 
 
 def grouped(rows: NDArray) -> NDArray:
@@ -182,7 +206,7 @@ def unpacked_tensor(parts: Arrays) -> NDArray[np.float32]:
     """What `packed_tensor` was given, but for the rounding."""
     if "whole" in parts:
         return parts["whole"]
-    levels, shape = parts["levels"], tuple(map(int, parts["shape"]))
+    levels, shape = levels_of(parts), tuple(map(int, parts["shape"]))
     groups = grouped(levels).astype(np.float32) * parts["scales"].astype(np.float32)[..., None]
     rows = joined(groups, levels.shape[1])
     if "kept" in parts:
