@@ -4,8 +4,9 @@ A `Seat` is one request's place: `talker` and `code_predictor` take and give wha
 does, so a `Session` does not know that others speak beside it. No thread of its own: the first request that waits runs
 the pass for all (the others sleep), and whatever came in meanwhile is the next pass.
 
-A speech decoder keeps its state for each request, so it serves one at a time; it takes its turn among the passes,
-because two graphs that run side by side on the same cores wait for each other's threads.
+A speech decoder keeps its state for each request, so it serves one at a time, or as many side by side as it has
+streams, each on cores of its own. It takes its turn among the passes, because two graphs that run side by side on the
+same cores wait for each other's threads.
 
 The talker runs through OpenVINO's paged attention: its cache is one pool of blocks, so that prefills and steps of any
 context lengths share a call. Every call has a dummy prefill of two positions. Where all sequences have one new
@@ -18,6 +19,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,7 +79,7 @@ class Blocks:
 
 
 @dataclass(eq=False)
-class _Job:
+class Job:
     """A call that a request waits for."""
 
     seat: Seat
@@ -134,7 +136,8 @@ class Batch:
     """Collects what its seats ask for, and runs each kind of call once for all. Safe to share between threads.
 
     `slots` requests speak at a time; those that wait are admitted in the order in which they came. `predictors` are the
-    code predictor's infer requests by batch size; `positions` is how many fit into the talker's cache.
+    code predictor's infer requests by batch size; `positions` is how many fit into the talker's cache; `streams` is how
+    many requests of the speech decoder run side by side.
     """
 
     def __init__(
@@ -144,15 +147,17 @@ class Batch:
         predictors: Mapping[int, ov.InferRequest],
         positions: int,
         infer: Infer,
+        streams: int = 1,
     ) -> None:
         self.slots, self.passes, self.frames = slots, 0, 0
+        self._decoders, self._side_by_side = streams, ThreadPoolExecutor(streams, "speech_decoder")
         self._talker = _PagedTalker(talker, positions, infer)
         self.blocks = self._talker.blocks
         self._predictors, self._infer = dict(sorted(predictors.items())), infer
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._admitted = 0
-        self._pending: dict[str, list[_Job]] = {name: [] for name in _ORDER}
+        self._pending: dict[str, list[Job]] = {name: [] for name in _ORDER}
         self._between: set[Seat] = set()  # were answered a moment ago, and will ask again
         self._running = False
 
@@ -216,7 +221,7 @@ class Batch:
 
     def run(self, name: str, seat: Seat, inputs: Arrays) -> Arrays:
         """The result of a component's call for one seat. Runs passes, others' too, until it is there."""
-        job = _Job(seat, inputs)
+        job = Job(seat, inputs)
         with self._changed:
             self._between.discard(seat)
             self._pending[name].append(job)
@@ -259,7 +264,7 @@ class Batch:
             self.frames += len(jobs) if name == "code_predictor" else 0
             self._changed.notify_all()
 
-    def _choose(self, name: str) -> list[_Job]:
+    def _choose(self, name: str) -> list[Job]:
         """The pending calls that go together: equal sampling parameters, or not too many positions to prefill."""
         first, *others = self._pending[name]
         chosen = [first]
@@ -267,7 +272,7 @@ class Batch:
             alike = [job for job in others if all(np.array_equal(job.inputs[k], first.inputs[k]) for k in _SHARED)]
             return (chosen + alike)[: max(self._predictors)]
         if name == "speech_decoder":
-            return chosen
+            return (chosen + others)[: self._decoders]
         total = len(first.inputs["position_ids"][0])
         for job in others:
             total += (more := len(job.inputs["position_ids"][0]))
@@ -275,8 +280,11 @@ class Batch:
                 chosen.append(job)
         return chosen
 
-    def _serve(self, name: str, jobs: Sequence[_Job]) -> None:
+    def _serve(self, name: str, jobs: Sequence[Job]) -> None:
         """Gives each call its result or its error. Calls that fail together are tried one by one."""
+        if name == "speech_decoder" and len(jobs) > 1:
+            list(self._side_by_side.map(lambda job: self._serve(name, [job]), jobs))
+            return
         try:
             for job, result in zip(jobs, self._infer_together(name, jobs), strict=True):
                 job.result = result
@@ -287,7 +295,7 @@ class Batch:
                 for job in jobs:
                     self._serve(name, [job])
 
-    def _infer_together(self, name: str, jobs: Sequence[_Job]) -> list[Arrays]:
+    def _infer_together(self, name: str, jobs: Sequence[Job]) -> list[Arrays]:
         if name == "talker":
             return self._talker([(job.seat, job.inputs["inputs_embeds"][0]) for job in jobs])
         if name == "speech_decoder":
@@ -319,7 +327,8 @@ class _PagedTalker:
             sizes = [size.get_length() for size in list(port.partial_shape)[1:]]
             pool = np.zeros([self.blocks.count, *sizes], port.element_type.to_dtype())
             self._pools.append(pool)
-            request.set_tensor(name, ov.Tensor(pool, shared_memory=True))
+            # shared; numpy has no bf16, so the type must be said
+            request.set_tensor(name, ov.Tensor(pool, list(pool.shape), port.element_type))
         self.prefixes = Prefixes(self._pools)
         self._dummy_blocks = self.blocks.take(1)
         self.blocks.count -= 1

@@ -36,6 +36,10 @@ _TABLES = ("text_embedding", "codec_embedding", "residual_code_embedding")
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 _POSITIONS = 2048  # of the talker's cache for each slot: a piece of half a minute with its prompt, and room to spare
 _MEMORY_SHARE = 0.5  # of the memory available, that the cache may take
+_STREAMS, _CORES_FOR_STREAMS = (
+    4,
+    16,
+)  # of the speech decoder, for many voices: from so many cores on one alone loses nothing
 
 _starting = threading.Lock()  # held while OpenVINO is first used
 
@@ -224,7 +228,8 @@ class Engine:
         positions = max(slots * _POSITIONS, self.model.config["talker_config"]["max_position_embeddings"])
         if (available := memory.available_bytes()) is not None:
             positions = min(positions, int(_MEMORY_SHARE * available) // _cache_bytes(talker))
-        return Batch(slots, talker, predictors, positions, infer)
+        streams = int(self.property("speech_decoder", "NUM_STREAMS") or 1)
+        return Batch(slots, talker, predictors, positions, infer, streams)
 
     def _request(self, name: str) -> ov.InferRequest:
         with boundary(DeviceError, f"{name} failed", reason):
@@ -242,7 +247,8 @@ class Engine:
             cached = self._gains_by_cache(name) and not (given and _base(device) == "NPU")
             precision = {"INFERENCE_PRECISION_HINT": "f32"} if _base(device) == "CPU" and slow_bf16() else {}
             cache = self._cache if cached else {}
-            chosen = {"PERFORMANCE_HINT": "LATENCY", **precision, **cache, **recommended, **given}
+            streams = self._streams(device) if name == "speech_decoder" else {}
+            chosen = {"PERFORMANCE_HINT": "LATENCY", **precision, **cache, **streams, **recommended, **given}
             # With NPUW_DEVICES, OpenVINO's NPU plugin runs a graph on other devices: there need not be an NPU.
             self._require(name, str(chosen.get("NPUW_DEVICES", device)))
             if _base(device) == "NPU" and self.model.sizes is None:
@@ -253,8 +259,22 @@ class Engine:
                 graph = self._of_batch(xml, size)
             elif name == "talker" and not self.why_alone:
                 graph = self._paged(xml)
+                if "KV_CACHE_PRECISION" not in given and self._in_bf16(chosen):
+                    chosen["KV_CACHE_PRECISION"] = "bf16"  # attention in bf16 takes no cache in f32
             self._compiled[kept_as] = self._compile_model(graph, device, chosen)
         self.compile_seconds[kept_as], self.compiled_for[name] = time.perf_counter() - start, device
+
+    def _in_bf16(self, properties: Mapping[str, Any]) -> bool:
+        """Whether the CPU computes in bf16: where it cannot, it takes f32."""
+        asked = str(properties.get("INFERENCE_PRECISION_HINT")) == "bf16"
+        return asked and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+    def _streams(self, device: str) -> dict[str, int]:
+        """How many speech decoders of a batch run side by side, each on its share of the cores."""
+        if self.why_alone or _base(device) != "CPU":
+            return {}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {"NUM_STREAMS": _STREAMS} if cores >= _CORES_FOR_STREAMS else {}
 
     def _place(self, name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
         """A component's device, and the properties for it: recommended, and given for all components.

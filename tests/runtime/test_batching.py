@@ -16,7 +16,7 @@ import pytest
 
 from qwen3_tts_ov import Bundle, DeviceError, RequestError, Synthesizer
 from qwen3_tts_ov.app.server import application
-from qwen3_tts_ov.batching import Blocks
+from qwen3_tts_ov.batching import Blocks, Job, Seat
 from qwen3_tts_ov.engine import why_alone
 from qwen3_tts_ov.errors import Cancelled
 from tests.conftest import until
@@ -197,6 +197,28 @@ def test_a_fault_in_one_request_leaves_the_others_whole(synthesizer, monkeypatch
             next(sick)
         with pytest.raises(DeviceError):
             raise healthy.exception(60) or DeviceError("it was through before")
+
+
+def test_speech_decoders_that_run_side_by_side_fail_each_for_itself(synthesizer, monkeypatch):
+    codes = synthesizer.speak("Hi.", seed=1, max_frames=4).codes
+    batch, both = synthesizer.engine.batch, threading.Barrier(2, timeout=60)
+    run = batch._infer_together
+    monkeypatch.setattr(batch, "_infer_together", lambda name, jobs: (both.wait(), run(name, jobs))[1])
+    seats = [Seat(batch, synthesizer.engine._request("speech_decoder")) for _ in range(2)]
+    well, badly = (Job(seat, {name: codes.T[None]}) for seat, name in zip(seats, ("codes", "nothing"), strict=True))
+    with ThreadPoolExecutor(2) as two:  # as many as streams; a plugin makes no more of those than it has cores
+        monkeypatch.setattr(batch, "_side_by_side", two)
+        batch._serve("speech_decoder", [well, badly])
+    assert isinstance(badly.error, DeviceError)
+    expected = synthesizer.engine._request("speech_decoder").infer({"codes": codes.T[None]})["waveform"]
+    np.testing.assert_array_equal(well.result["waveform"], expected)
+
+
+def test_a_batch_speaks_in_bf16(artifact, model_cache):
+    """Where the processor has it, attention in bf16 takes no cache in f32, which bundles recommend."""
+    bundle, bf16 = Bundle.load(artifact("bundle", "tiny-custom-voice", "int8")), {"INFERENCE_PRECISION_HINT": "bf16"}
+    synthesizer = Synthesizer(bundle, properties={"talker": bf16}, cache_dir=model_cache, slots=2)
+    assert [len(each.codes) for each in synthesizer.speak_many(["Hi.", "No."], seed=1, max_frames=3)] == [3, 3]
 
 
 @pytest.mark.usefixtures("short_pieces")
