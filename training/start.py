@@ -45,7 +45,8 @@ def main(cfg: DictConfig) -> None:
     language.codebooks = quantizer.rows[: language.predicted].clone()
     language.pairs = pairs.to(cfg.device)
     take(language, networks)
-    known = {name: value for name, value in language.state_dict().items() if not name.startswith("speaker.")}
+    heard = "speaker_encoder" in networks
+    known = {name: value for name, value in language.state_dict().items() if heard or not name.startswith("speaker.")}
     save(known, work(cfg) / "talker.safetensors")
     print(f"{work(cfg)}: codec and talker of {cfg.start}")
 
@@ -70,6 +71,8 @@ def take(language: Language, networks: dict[str, nn.Module]) -> None:
     language.predictor.load_state_dict(
         {name: value for name, value in shipped.state_dict().items() if name in language.predictor.state_dict()}
     )
+    if language.speaker is not None and "speaker_encoder" in networks:
+        language.speaker.load_state_dict(networks["speaker_encoder"].state_dict())
     language.rows.weight.copy_(networks["codec_embedding"].weight)
     for own in (language.phone_rows, language.phone_heads):
         own.zero_()

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from model_src.checkpoint import Checkpoint
+from pipeline.checkpoints import packaged
 from pipeline.judging.prosody import RATE, median_pitch
 from pipeline.stage import ROOT
 from training import voices
@@ -30,6 +31,12 @@ def wordnet(tmp_path):
 
 
 def train(steps, config, wordnet, work):
+    run(steps, config, work, f"corpus.wordnet={wordnet}")
+    last = json.loads((work / "decoder.jsonl").read_text().splitlines()[-1])
+    assert last["mel"] > 0
+
+
+def run(steps, config, work, *settings):
     for step in steps:
         name, *more = step.split()
         done = subprocess.run(
@@ -41,15 +48,13 @@ def train(steps, config, wordnet, work):
                 config,
                 *more,
                 f"work={work}",
-                f"corpus.wordnet={wordnet}",
+                *settings,
             ],
             cwd=ROOT,
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, f"{step}: {done.stderr}"
-    last = json.loads((work / "decoder.jsonl").read_text().splitlines()[-1])
-    assert last["mel"] > 0
 
 
 @pytest.mark.prove
@@ -64,6 +69,20 @@ def test_the_shipped_voice_goes_on_to_one_that_clones_and_follows_descriptions(w
     for kind in ("base", "voice_design"):
         Checkpoint(tmp_path / "work/checkpoint" / kind).verify()
     assert "speaker_encoder" in Checkpoint(tmp_path / "work/checkpoint/base").names
+
+
+def test_a_run_goes_on_from_a_voice_that_clones(tmp_path):
+    run(["start start=voices/mini-base"], "toy-many", tmp_path)
+    (tmp_path / "talker.safetensors").rename(tmp_path / "predictor.safetensors")
+    run(["checkpoint"], "toy-many", tmp_path)
+    (tmp_path / "shipped").mkdir()
+    packaged.unpack(ROOT / "voices/mini-base", tmp_path / "shipped")
+    shipped, made = Checkpoint(tmp_path / "shipped"), Checkpoint(tmp_path / "checkpoint/base")
+    for name in ("talker", "code_predictor", "speaker_encoder", "speech_encoder", "speech_decoder"):
+        found, expected = (each.load(name).state_dict() for each in (made, shipped))
+        for key, value in expected.items():
+            apart = (found[key].float() - value.float()).norm() / (value.float().norm() + 1e-6)
+            assert apart < 0.06, f"{name}: {key}"
 
 
 def test_a_talker_that_goes_on_says_the_codes_of_the_codec_at_hand(tmp_path):
