@@ -66,8 +66,8 @@ parity: setup
 golden:
 	$(MAKE) parity SIZE=tiny
 	$(MAKE) parity SIZE=mini
-	for golden in build/parity/tiny/*/golden.npz build/parity/mini/*/golden.npz; do \
-	  cp $$golden tests/golden/$$(basename $$(dirname $$golden)).npz || exit 1; \
+	for golden in tests/golden/*.npz; do \
+	  cp build/parity/*/$$(basename $$golden .npz)/golden.npz $$golden || exit 1; \
 	done
 
 edges: setup
