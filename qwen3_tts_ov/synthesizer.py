@@ -194,8 +194,9 @@ class Synthesizer:
         not fetched unasked: `qwen3_tts_ov.recording.fetch(url)` gives its bytes.
 
         With `reference_text`, exactly what the recording says, the voice is cloned in context; without it, by its
-        x-vector alone. Half a second of silence is appended to the recording before it is encoded; otherwise its last
-        sound tends to open the new speech. (The official package appends none: its codes lack the last 6 or 7 frames.)
+        x-vector alone. Before it is encoded for that, the silence around its speech goes, but for a tenth of a second,
+        and half a second is appended; otherwise its last sound tends to open the new speech. (The official package
+        does neither: its codes lack the last 6 or 7 frames.)
 
         Raises AudioError for a recording that cannot be used, RequestError when the model cannot clone.
         """
@@ -204,12 +205,13 @@ class Synthesizer:
         x_vector = self.engine.x_vector(waveform)
         if reference_text is None:
             return VoicePrompt(x_vector)
-        if text.seconds(reference_text) * 2 < len(waveform) / self.model.sample_rate:
+        heard = audio.trimmed(waveform, self.model.sample_rate)
+        if text.seconds(reference_text) * 2 < len(heard) / self.model.sample_rate:
             logging.getLogger(__name__).warning(
                 "the reference text is short for its recording; give all that is said, or the speech may not end"
             )
         silence = round(REFERENCE_SILENCE_SECONDS * self.model.sample_rate)
-        return VoicePrompt(x_vector, self.engine.encode(np.pad(waveform, (0, silence))), reference_text)
+        return VoicePrompt(x_vector, self.engine.encode(np.pad(heard, (0, silence))), reference_text)
 
     def _request(
         self,

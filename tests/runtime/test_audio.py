@@ -79,6 +79,14 @@ def test_integer_samples_are_scaled_to_full_scale_one(kind, full_scale):
     np.testing.assert_allclose(loaded, tone(RATE), atol=1e-3)
 
 
+def test_silence_around_speech_goes_but_for_a_tenth_of_a_second():
+    padded = np.pad(tone(RATE), (2 * RATE, RATE)) + np.float32(0.003 * np.abs(tone(RATE)).max())  # -50 dB
+    found = audio.trimmed(padded, RATE)
+    assert len(found) == pytest.approx(1.2 * RATE, abs=0.04 * RATE)
+    assert np.abs(found[: RATE // 12]).max() < np.abs(found[RATE // 8 : RATE // 4]).max() / 50
+    np.testing.assert_array_equal(audio.trimmed(tone(RATE), RATE), tone(RATE))
+
+
 def test_silence_is_the_middle_value_of_unsigned_bytes():
     loaded = audio.load((np.round(tone(RATE) * 127.5 + 127.5).astype(np.uint8), RATE), RATE)
     np.testing.assert_allclose(loaded, tone(RATE), atol=0.01)
