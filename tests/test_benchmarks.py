@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import compare, growth, many_voices, sweep, table
+from benchmarks import cloning, compare, growth, many_voices, sweep, table
 from benchmarks.other_engine import read_times
 from benchmarks.side import SideError
 from benchmarks.stepwise import Stepwise
@@ -145,3 +145,24 @@ def test_many_voices_are_measured_and_told_in_a_table_and_a_picture(artifact):
     assert "| 2 |" in told
     assert "A text of 20 pieces takes" in told
     assert many_voices.picture(run).startswith("<svg")
+
+
+def test_what_recordings_do_to_clones_is_told_in_a_table(artifact, monkeypatch, capsys):
+    cases = [cloning.Case("as it is"), cloning.Case("cut", cloning.first(1), cloning.nothing)]
+    monkeypatch.setattr(cloning, "CASES", [*cases, cloning.Case("noisy", cloning.noisy(10), cloning.words(0.5))])
+    texts = "score.texts={english: ['Hi.']}"
+    cloning.main(artifact("bundle", "tiny-base"), "variant=tiny-base", texts, "score.sentences=1")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = [line.strip("| ").split(" | ") for line in told[2:]]
+    assert [row[0] for row in rows] == ["as it is", "cut", "noisy"]
+    assert [len([cell for cell in row[1:] if "." in cell or "%" in cell]) for row in rows] == [5, 2, 5]
+
+
+def test_a_room_and_noise_keep_length_and_loudest_sample():
+    tone = np.sin(np.arange(48_000) * 0.1).astype(np.float32)
+    for change in (cloning.in_a_room(0.2), cloning.noisy(20)):
+        changed = change(tone)
+        assert changed.shape == tone.shape
+        assert changed.dtype == np.float32
+        assert np.abs(changed).max() == pytest.approx(1, abs=0.5)
+    assert np.sqrt(np.mean((cloning.noisy(20)(tone) - tone) ** 2)) == pytest.approx(0.1 * 0.5**0.5, rel=0.05)
