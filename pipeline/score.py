@@ -1,8 +1,7 @@
 """score: judges the speech of real weights as listeners would: words, voice, quality, and the loss of the codec.
 
 A base bundle clones each of its recordings in turn, by x-vector alone and in context; one for voice design speaks by
-each description in turn, and a long text by the first. A variant may name `recordings` and `descriptions` of its own,
-and `bounds` that replace some of conf/score.
+each description in turn, and a long text by the first. A variant may name `recordings` and `descriptions` of its own.
 
 Random weights say nothing, so a synthetic checkpoint is not scored; nor is a figure whose packages are not installed.
 The report then says `not_run` and why, never that anything passed. A bound of conf/score that a figure misses, or for
@@ -73,7 +72,7 @@ def run(cfg: DictConfig) -> None:
             result: dict[str, Any] = {"status": "not_run", "reason": reason, "figures": {}, "not_run": {}}
         else:
             result = {"status": "measured"} | judge(Bundle.load(where.bundle), chosen, lacking, cfg, folder)
-        bounds = {} if synthetic else applicable(bounds_of(cfg), chosen, list(said.texts))
+        bounds = {} if synthetic else applicable(said.bounds, chosen, list(said.texts))
         misses = missed("speech", result["figures"], bounds, dict.fromkeys(bounds, reason) | result["not_run"])
         report(folder, {**about, **result, "bounds": bounds, "missed": [miss.entry() for miss in misses]})
     print(summary(result))
@@ -95,16 +94,11 @@ def check(cfg: DictConfig) -> None:
     for entry in own(cfg, "descriptions"):
         asked(entry, said.levels)
     known = [name for scorer in SCORERS.values() for name in scorer.figure_names(list(said.texts))]
-    for name, bound in bounds_of(cfg).items():
+    for name, bound in said.bounds.items():
         if name not in known:
             raise PipelineError(f"score.bounds: there is no figure {name!r}; known: {', '.join(known)}")
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
             raise PipelineError(f"score.bounds.{name} must be a number, not {bound!r}")
-
-
-def bounds_of(cfg: DictConfig) -> dict[str, float]:
-    """The bounds of conf/score, but for those that the variant gives itself."""
-    return {**cfg.score.bounds, **cfg.variant.get("bounds", {})}
 
 
 def asked(entry: Any, levels: DictConfig) -> Asked:

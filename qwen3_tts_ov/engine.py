@@ -36,10 +36,8 @@ _TABLES = ("text_embedding", "codec_embedding", "residual_code_embedding")
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")
 _POSITIONS = 2048  # of the talker's cache for each slot: a piece of half a minute with its prompt, and room to spare
 _MEMORY_SHARE = 0.5  # of the memory available, that the cache may take
-_STREAMS, _CORES_FOR_STREAMS = (
-    4,
-    16,
-)  # of the speech decoder, for many voices: from so many cores on one alone loses nothing
+_STREAMS = 4  # speech decoders of a batch that run side by side
+_CORES_FOR_STREAMS = 16  # from so many on, a voice that speaks alone loses nothing by that
 
 _starting = threading.Lock()  # held while OpenVINO is first used
 
@@ -270,7 +268,7 @@ class Engine:
         return asked and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def _streams(self, device: str) -> dict[str, int]:
-        """How many speech decoders of a batch run side by side, each on its share of the cores."""
+        """The property that lets speech decoders of a batch run side by side, where there are cores for it."""
         if self.why_alone or _base(device) != "CPU":
             return {}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,6 +4,9 @@ Writes the recordings to clone, one sentence of the teacher each, and prints des
 and pace in such a voice, a fifth either way.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import soxr
 import yaml
@@ -14,10 +17,11 @@ from pipeline.judging import prosody
 from pipeline.stage import CONF, ROOT
 from qwen3_tts_ov import audio
 from training.speech import RATE, speak
-from training.step import corpus, step
+from training.step import TrainingError, step
 from training.voices import KINDS, Design, Voice, describe, draw_design, unseen
 
 RECORDINGS = CONF / "variant" / "mini-base.yaml"  # says which sentence goes where
+TEXTS = CONF / "score" / "default.yaml"
 DESCRIPTIONS, SEED = 20, 2026
 SENTENCES = 4  # from which pitch and pace are taken
 EITHER_WAY = 1.2
@@ -30,15 +34,19 @@ def main(cfg: DictConfig) -> None:
         path = ROOT / entry.path
         path.parent.mkdir(parents=True, exist_ok=True)
         audio.write(path, waveform(entry.text, voice, cfg, cfg.seed + number), RATE)
-    texts, rng = corpus(cfg)["held"][:SENTENCES], np.random.default_rng(SEED)
+    for entry in descriptions(cfg):
+        print("- " + yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip())
+
+
+def descriptions(cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """As conf/variant has them: `instruct`, and the least and most of `pitch` and `pace` that follow it."""
+    texts, rng = OmegaConf.load(TEXTS).texts.english[:SENTENCES], np.random.default_rng(SEED)
     for wanted in designs(rng):
-        spoken = [
-            soxr.resample(waveform(text, wanted.voice, cfg, n), RATE, prosody.RATE) for n, text in enumerate(texts)
-        ]
+        waves = [waveform(text, wanted.voice, cfg, number) for number, text in enumerate(texts)]
+        spoken = [soxr.resample(wave, RATE, prosody.RATE) for wave in waves]
         pitches = [pitch for each in spoken if (pitch := prosody.median_pitch(each))]
         paces = [pace for text, each in zip(texts, spoken, strict=True) if (pace := prosody.pace(text, each))]
-        entry = {"instruct": describe(wanted, rng, kept_out=True), "pitch": around(pitches), "pace": around(paces)}
-        print("- " + yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip())
+        yield {"instruct": describe(wanted, rng, kept_out=True), "pitch": around(pitches), "pace": around(paces)}
 
 
 def designs(rng: np.random.Generator) -> list[Design]:
@@ -61,7 +69,8 @@ def around(values: list[float]) -> list[float]:
 def waveform(text: str, voice: Voice, cfg: DictConfig, seed: int) -> NDArray[np.float32]:
     """The teacher's sentence in a voice, [samples] at 24 kHz."""
     utterance = speak(text, voice, cfg, seed)
-    assert utterance is not None, text
+    if utterance is None:
+        raise TrainingError(f"the teacher makes no sound of {text!r}, or one that is too long; choose another sentence")
     return utterance.waveform.astype(np.float32) / 32767
 
 

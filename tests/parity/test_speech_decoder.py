@@ -11,8 +11,12 @@ from tests.official import BASE, Official, snr
 
 pytestmark = pytest.mark.parametrize("official", BASE, indirect=True)
 STEP = 7  # of the golden samples
-SAME = 92  # dB
 FRAME = 1920
+TRAINED = {"mini-base": 92}  # dB that the polynomial for the sine leaves of louder activations; of random weights 100
+
+
+def least(official: Official) -> int:
+    return TRAINED.get(official.folder.parent.name, 100)
 
 
 @pytest.fixture
@@ -31,9 +35,8 @@ def test_a_whole_pass(official: Official, decoder: SpeechDecoder, codes: torch.T
     samples, _ = decoder(codes[..., :frames])
     assert samples.shape == (1, 1, frames * FRAME)
     found = samples[0, 0, ::STEP].numpy()
-    # The rest is the polynomial that stands for the sine (see the next tests): of random weights 99.9 dB of one frame
-    # and 102.6 of more, of trained ones (mini-base) 89.8 and 93.0.
-    assert snr(official.golden["decoder_samples"][: len(found)], found) >= (SAME if frames > 1 else SAME - 3)
+    # The rest is the polynomial that stands for the sine (see the next tests): 99.9 dB of one frame, 102.6 of more.
+    assert snr(official.golden["decoder_samples"][: len(found)], found) >= least(official) - (frames == 1)
 
 
 def exact_snake(snake: SnakeBeta, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +71,7 @@ def test_consecutive_pieces(official: Official, decoder: SpeechDecoder, codes: t
         start += length
         if start >= codes.shape[-1]:
             break
-    assert snr(official.golden["decoder_samples"], torch.cat(pieces)[::STEP].numpy()) >= SAME
+    assert snr(official.golden["decoder_samples"], torch.cat(pieces)[::STEP].numpy()) >= least(official)
 
 
 @torch.inference_mode()
@@ -77,5 +80,5 @@ def test_the_official_chunks(official: Official, decoder: SpeechDecoder, codes: 
     start = 300 * FRAME
     whole, chunk = decoder(codes)[0][0, 0], decoder(codes[..., 275:])[0][0, 0, 25 * FRAME :]
     found = torch.cat((whole[:start], chunk))[::STEP][start // STEP :].numpy()
-    assert snr(official.golden["decoder_chunked"], found) >= SAME
+    assert snr(official.golden["decoder_chunked"], found) >= least(official)
     assert snr(whole[start:].numpy(), chunk.numpy()) < 80  # otherwise the two methods would not differ

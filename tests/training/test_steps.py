@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 import torch
 from omegaconf import OmegaConf
@@ -83,6 +84,26 @@ def test_a_run_goes_on_from_a_voice_that_clones(tmp_path):
         for key, value in expected.items():
             apart = (found[key].float() - value.float()).norm() / (value.float().norm() + 1e-6)
             assert apart < 0.06, f"{name}: {key}"
+
+
+def test_voices_are_judged_by_what_the_references_step_makes():
+    from hydra import compose, initialize_config_dir
+
+    from training import references
+    from training.step import CONF
+
+    with initialize_config_dir(CONF, version_base=None):
+        cfg = compose("many")
+    recording = OmegaConf.load(references.RECORDINGS).recordings[1]
+    kept, _ = soundfile.read(ROOT / recording.path, dtype="float32")
+    spoken = references.waveform(recording.text, voices.unseen(cfg.seed, 10)[1], cfg, cfg.seed + 1)
+    np.testing.assert_allclose(kept, spoken, atol=0.01)  # its noise is drawn, its mathematics the processor's
+    described = OmegaConf.load(ROOT / "conf/variant/mini-voice-design.yaml").descriptions
+    assert len(described) == references.DESCRIPTIONS
+    made = next(references.descriptions(cfg))
+    assert made["instruct"] == described[0].instruct
+    assert made["pitch"] == pytest.approx(list(described[0].pitch), rel=0.02)
+    assert made["pace"] == pytest.approx(list(described[0].pace), rel=0.02)
 
 
 def test_a_talker_that_goes_on_says_the_codes_of_the_codec_at_hand(tmp_path):
