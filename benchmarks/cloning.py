@@ -18,9 +18,7 @@ from omegaconf import DictConfig
 from pipeline.judging.scorers import Floats, Material, Spoken, VoiceEncoder, at_rate, leaked_words, word_error
 from pipeline.score import Recording, load_recordings
 from pipeline.stage import configuration, errors_for_people
-from qwen3_tts_ov import Bundle, Synthesizer, audio
-from qwen3_tts_ov.synthesizer import REFERENCE_SILENCE_SECONDS
-from qwen3_tts_ov.voice import VoicePrompt
+from qwen3_tts_ov import Bundle, Synthesizer
 
 LANGUAGE, RATE = "english", 24_000
 Change = Callable[[Floats], Floats]
@@ -33,7 +31,6 @@ class Case:
     name: str
     change: Change = lambda waveform: waveform
     said: Callable[[str], str | None] = lambda text: text
-    silence: float = REFERENCE_SILENCE_SECONDS  # that is appended to a recording before it is encoded
 
 
 def silence(before: float, after: float) -> Change:
@@ -84,7 +81,6 @@ CASES = (
     Case("as it is, 4 s"),
     *(Case(f"its first {seconds} s", first(seconds), nothing) for seconds in (1, 2)),
     *(Case(f"said {count} times, {4 * count} s", *times(count)) for count in (2, 4, 12)),
-    *(Case(f"{each} s of silence appended", silence=each) for each in (0.0, 0.25, 1.0)),
     Case("1 s of silence before", silence(1, 0)),
     Case("1 s of silence after", silence(0, 1)),
     Case("cut off in its last word", lambda waveform: waveform[: -RATE // 2]),
@@ -123,21 +119,12 @@ def speak(speaker: Synthesizer, recordings: list[Recording], case: Case, in_cont
         said = case.said(text or "") if in_context else None
         if in_context and said is None:
             break
-        voice = cloned(speaker, case, case.change(waveform), said)
+        voice = speaker.voice_prompt((case.change(waveform), RATE), said)
         for sentence in islice(following, cfg.score.sentences):
             speech = speaker.speak(sentence, voice, language=LANGUAGE, seed=0)
             heard, ended = at_rate(speech.waveform, RATE), speech.stop_reason == "eos"
             spoken[f"{path} {sentence}"] = Spoken(LANGUAGE, sentence, heard, voice=number, ended=ended, said=text)
     return Material(spoken)
-
-
-def cloned(speaker: Synthesizer, case: Case, waveform: Floats, said: str | None) -> VoicePrompt:
-    """The voice prompt that the runtime makes, but with as much silence as the case appends."""
-    x_vector = speaker.engine.x_vector(waveform)
-    if said is None:
-        return VoicePrompt(x_vector)
-    heard = silence(0, case.silence)(audio.trimmed(waveform, RATE))
-    return VoicePrompt(x_vector, speaker.engine.encode(heard), said)
 
 
 if __name__ == "__main__":
