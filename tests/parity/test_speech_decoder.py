@@ -12,11 +12,12 @@ from tests.official import BASE, Official, snr
 pytestmark = pytest.mark.parametrize("official", BASE, indirect=True)
 STEP = 7  # of the golden samples
 FRAME = 1920
-TRAINED = {"mini-base": 92}  # dB that the polynomial for the sine leaves of louder activations; of random weights 100
+TRAINED = {"mini-base": (89, 92)}  # dB that the polynomial for the sine leaves; random weights are quieter
 
 
-def least(official: Official) -> int:
-    return TRAINED.get(official.folder.parent.name, 100)
+def least(official: Official, frames: int = 2) -> int:
+    """Of one frame, or of more."""
+    return TRAINED.get(official.folder.parent.name, (99, 100))[frames > 1]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_a_whole_pass(official: Official, decoder: SpeechDecoder, codes: torch.T
     assert samples.shape == (1, 1, frames * FRAME)
     found = samples[0, 0, ::STEP].numpy()
     # The rest is the polynomial that stands for the sine (see the next tests): 99.9 dB of one frame, 102.6 of more.
-    assert snr(official.golden["decoder_samples"][: len(found)], found) >= least(official) - (frames == 1)
+    assert snr(official.golden["decoder_samples"][: len(found)], found) >= least(official, frames)
 
 
 def exact_snake(snake: SnakeBeta, x: torch.Tensor) -> torch.Tensor:
